@@ -1,0 +1,102 @@
+// Python's view of the kernels.  Arrays come as addresses, so no version of torch is compiled in: the shapes and types
+// are checked in uotlib/backends, which is the only caller.
+#include <pybind11/pybind11.h>
+
+#include <cstdint>
+#include <string>
+
+#include "cpu/operations.h"
+#include "cuda/device.h"
+
+namespace py = pybind11;
+
+namespace {
+
+using Address = std::uintptr_t;
+
+const double* vector(Address address) { return reinterpret_cast<const double*>(address); }
+
+struct Cost {
+  Address data;
+  bool is_double;
+  std::int64_t batch_stride, row_stride, count, n, m;
+  Address items, reg;
+  int threads;
+
+  uot::Job job() const {
+    uot::Job job{};
+    job.cost = reinterpret_cast<const void*>(data);
+    job.batch_stride = batch_stride;
+    job.row_stride = row_stride;
+    job.items = reinterpret_cast<const std::int64_t*>(items);
+    job.count = count;
+    job.n = n;
+    job.m = m;
+    job.reg = vector(reg);
+    return job;
+  }
+};
+
+void run(uot::Operation operation, const Cost& cost, const uot::Job& job) {
+  py::gil_scoped_release release;
+  uot::run_operation(operation, job, cost.is_double, cost.threads);
+}
+
+void row_lse(const Cost& cost, Address log_v, Address lse) {
+  uot::Job job = cost.job();
+  job.log_v = vector(log_v);
+  job.row_out = reinterpret_cast<double*>(lse);
+  run(uot::Operation::kRowLse, cost, job);
+}
+
+void col_lse(const Cost& cost, Address log_u, Address lse) {
+  uot::Job job = cost.job();
+  job.log_u = vector(log_u);
+  job.col_out = reinterpret_cast<double*>(lse);
+  run(uot::Operation::kColLse, cost, job);
+}
+
+void sweep(const Cost& cost, Address log_v, Address offset, Address damping, Address shift, Address col_mass,
+           Address lse) {
+  uot::Job job = cost.job();
+  job.log_v = vector(log_v);
+  job.offset = vector(offset);
+  job.damping = vector(damping);
+  job.shift = vector(shift);
+  job.col_out = reinterpret_cast<double*>(col_mass);
+  job.row_out = reinterpret_cast<double*>(lse);
+  run(uot::Operation::kSweep, cost, job);
+}
+
+void panel(const Cost& cost, Address log_u, Address log_v, Address plan) {
+  uot::Job job = cost.job();
+  job.log_u = vector(log_u);
+  job.log_v = vector(log_v);
+  job.plan = reinterpret_cast<void*>(plan);
+  run(uot::Operation::kPanel, cost, job);
+}
+
+void exp2_array(bool is_double, Address in, Address out, std::int64_t count) {
+  uot::kernels(is_double).exp2(reinterpret_cast<const void*>(in), reinterpret_cast<void*>(out), count);
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, module) {
+  module.doc() = "Compiled kernels of uotlib; see uotlib.backends.native.";
+  module.attr("compiler") = UOT_COMPILER;
+  module.attr("cuda_archs") = UOT_CUDA_ARCHS;
+  module.def("simd_level", &uot::simd_level);
+  module.def("cuda_device", &uot::cuda_device_report);
+
+  py::class_<Cost>(module, "Cost")
+      .def(py::init([](Address data, bool is_double, std::int64_t batch_stride, std::int64_t row_stride,
+                       std::int64_t count, std::int64_t n, std::int64_t m, Address items, Address reg, int threads) {
+        return Cost{data, is_double, batch_stride, row_stride, count, n, m, items, reg, threads};
+      }));
+  module.def("row_lse", &row_lse);
+  module.def("col_lse", &col_lse);
+  module.def("sweep", &sweep);
+  module.def("panel", &panel);
+  module.def("exp2", &exp2_array, "2^x by the kernels' polynomial, for its test");
+}
