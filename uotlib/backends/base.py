@@ -1,0 +1,88 @@
+r"""What a backend is: four operations on a block of rows of the cost, and one sentence.
+
+All of them work with the Gibbs kernel :math:`K = e^{-C/\varepsilon}` and the scalings of the plan,
+:math:`T_{ij} = u_i K_{ij} v_j`, given by their logarithms.  A backend never sees masses, penalties or
+conventions: `uotlib.problem` turns them into ``offset`` and ``damping``.
+
+Shapes and types, for every operation:
+
+* ``cost``: (B, n, m), float32 or float64, unit stride along m (any other strides, batch stride 0 included);
+  entries are finite or ``+inf`` (a forbidden pair).
+* ``log_u`` (B, n), ``log_v`` (B, m), ``offset`` (B, n): float64, finite or ``-inf`` (a point that takes no part).
+* ``reg``, ``damping``, ``shift``: (B,), float64.
+* ``items``: None, or (A,) int64 on the cost's device, the entries of its batch to work on; every vector in and out
+  then has A rows instead of B.  So finished problems of a batch cost nothing and no cost is copied.
+
+Vectors are float64 whatever the cost's type, because an error :math:`\delta` in a log-scaling is a relative error
+:math:`\delta` in the plan, and at small eps log-scalings are in the tens of thousands.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+#: Column sums of a sweep below this (in units of exp(shift)) may have lost terms to underflow.
+WEAK_COLUMN = 1e-25
+
+
+def log_scaling(offset: Tensor, damping: Tensor, lse: Tensor) -> Tensor:
+    r"""The Sinkhorn half-step in the log domain: ``offset - damping * lse``, ``-inf`` where ``lse`` is.
+
+    ``lse = -inf`` belongs to a point that nothing can reach: it carries no mass.
+    """
+    return (offset - damping[:, None] * lse).masked_fill_(torch.isneginf(lse), -torch.inf)
+
+
+class Backend(ABC):
+    """One way of running the four operations.  Stateless; a module of this package holds one instance."""
+
+    name: ClassVar[str]
+    #: Temporary memory of an operation, per entry of the block it is given.
+    bytes_per_entry: ClassVar[int] = 0
+    #: True where asking for a value on the host would wait for the device.
+    asynchronous: ClassVar[bool] = False
+
+    @abstractmethod
+    def why_not(self, device: torch.device, dtype: torch.dtype) -> str | None:
+        """None if costs of this device and type can be handled here, else one sentence that says why not."""
+
+    @abstractmethod
+    def row_lse(self, cost: Tensor, log_v: Tensor, reg: Tensor, items: Tensor | None = None) -> Tensor:
+        r""":math:`\log\sum_j e^{\log v_j - C_{ij}/\varepsilon}`, (B, n)."""
+
+    @abstractmethod
+    def col_lse(self, cost: Tensor, log_u: Tensor, reg: Tensor, items: Tensor | None = None) -> Tensor:
+        r""":math:`\log\sum_i e^{\log u_i - C_{ij}/\varepsilon}`, (B, m), with a running maximum: never underflows."""
+
+    @abstractmethod
+    def sweep(self, cost: Tensor, log_v: Tensor, offset: Tensor, damping: Tensor, reg: Tensor, shift: Tensor,
+              col_mass: Tensor, items: Tensor | None = None) -> Tensor:
+        r"""One read of the cost for a whole iteration: row update, and the columns' sums of the new plan.
+
+        .. math:: r_i = \log\sum_j e^{\log v_j - C_{ij}/\varepsilon}, \quad
+                  \log u_i = \mathtt{offset}_i - \mathtt{damping}\, r_i, \quad
+                  \mathtt{col\_mass}_j \mathrel{+}= \sum_i e^{\log u_i + \log v_j - C_{ij}/\varepsilon - \mathtt{shift}}
+
+        Args:
+            col_mass: (B, m), float64, added to in place, so that blocks of rows can follow one another.
+
+        Returns:
+            The row log-sum-exps r, (B, n).  Column sums under `WEAK_COLUMN` are not exact: see `Operator.sweep`.
+        """
+
+    @abstractmethod
+    def panel(self, cost: Tensor, log_u: Tensor, log_v: Tensor, reg: Tensor, items: Tensor | None = None) -> Tensor:
+        r"""Block of the plan, :math:`e^{\log u_i + \log v_j - C_{ij}/\varepsilon}`, (B, n, m), in the cost's type."""
+
+    def col_lse_masked(self, cost: Tensor, log_u: Tensor, reg: Tensor, mask: Tensor,
+                       items: Tensor | None = None) -> Tensor:
+        """`col_lse` where ``mask`` (B, m) holds, -inf elsewhere; only columns that some problem asks for are read."""
+        columns = mask.any(0).nonzero()[:, 0]
+        result = torch.full(mask.shape, -torch.inf, dtype=torch.float64, device=mask.device)
+        if len(columns):
+            result[:, columns] = self.col_lse(cost[:, :, columns].contiguous(), log_u, reg, items)
+        return torch.where(mask, result, -torch.inf)
