@@ -1,0 +1,62 @@
+// What a kernel needs to know of one call: the caller's arrays, the cut into slabs, the scratch memory.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace uot {
+
+// Rows are summed in the cost's type inside a slab and in double over slabs.  The cut depends on the shape alone,
+// so results do not depend on the number of threads.
+constexpr int64_t kSlabRows = 64;
+constexpr int64_t kMaxSlabs = 64;
+constexpr int64_t kTileRows = 8;      // rows that share one pass over a slab's column sums
+constexpr int64_t kChunk = 2048;      // entries of a vector that are one unit of work
+constexpr size_t kAlignment = 64;
+
+struct Job {
+  // The cost: strides in entries, unit stride along columns.
+  const void* cost;
+  int64_t batch_stride, row_stride;
+  const int64_t* items;  // null: the whole batch
+  int64_t count, n, m;   // count: problems worked on
+
+  // Vectors over the problems worked on, contiguous; null where the operation has none.
+  const double *reg, *log_u, *log_v, *offset, *damping, *shift;
+  double *row_out, *col_out;
+  void* plan;
+
+  // The cut of one problem.
+  int64_t slabs, slab_rows;
+  int64_t width, height;  // m and n, padded to whole vectors
+  int64_t blocks;         // blocks of columns in a row
+  bool weights;           // low parts of the log-scalings stored as weights exp(low)
+
+  // Scratch: log-scalings in the cost's type, high and low parts (count x width, count x height) ...
+  void *v_high, *v_low, *u_high, *u_low;
+  // ... per slab, the columns' sums and running maxima (count x slabs x width) and their unit, as a power of two ...
+  void *slab_sum, *slab_peak;
+  double* slab_unit;
+  // ... and per worker, one tile.
+  void* tile;
+  size_t tile_bytes;
+
+  int64_t item(int64_t index) const { return items ? items[index] : index; }
+};
+
+// One unit of work: `index` in [0, units of its phase), `worker` in [0, workers of the call).
+using Unit = void (*)(const Job& job, int64_t index, int worker);
+
+// The kernels for one type of cost and one instruction set.
+struct Kernels {
+  int64_t lanes, block;  // entries in a vector; columns in a block
+  Unit split_rows, split_columns;
+  Unit row_lse, sweep, merge_sweep, col_lse, merge_col_lse, panel;
+  void (*exp2)(const void* in, void* out, int64_t count);
+};
+
+namespace baseline { const Kernels& kernels(bool is_double); }
+namespace avx2 { const Kernels& kernels(bool is_double); }
+namespace avx512 { const Kernels& kernels(bool is_double); }
+
+}  // namespace uot

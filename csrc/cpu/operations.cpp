@@ -1,0 +1,136 @@
+#include "operations.h"
+
+#include <cstdlib>
+#include <cstring>
+#include <new>
+#include <stdexcept>
+#include <string>
+
+#include "pool.h"
+
+namespace uot {
+namespace {
+
+enum class Level { kBaseline, kAvx2, kAvx512 };
+constexpr const char* kLevelNames[] = {"baseline", "avx2", "avx512"};
+
+Level best_level() {
+#if defined(UOT_X86)
+  __builtin_cpu_init();
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+                      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
+  return avx512 ? Level::kAvx512 : avx2 ? Level::kAvx2 : Level::kBaseline;
+#else
+  return Level::kBaseline;
+#endif
+}
+
+// UOTLIB_SIMD names a lower level than the machine's best: to test it, or to compare results across machines.
+Level chosen_level() {
+  const Level best = best_level();
+  const char* wish = std::getenv("UOTLIB_SIMD");
+  if (!wish || !*wish) return best;
+  for (int k = 0; k <= int(best); ++k)
+    if (std::strcmp(wish, kLevelNames[k]) == 0) return Level(k);
+  throw std::invalid_argument(std::string("UOTLIB_SIMD must be baseline, avx2 or avx512, and this machine's best is ") +
+                              kLevelNames[int(best)] + ", got '" + wish + "'");
+}
+
+Level level() {
+  static const Level chosen = chosen_level();
+  return chosen;
+}
+
+int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
+
+// One allocation for all scratch of a call: measured first, then handed out.
+class Arena {
+ public:
+  ~Arena() { std::free(memory_); }
+
+  template <class Layout> void lay_out(const Layout& layout) {
+    layout(*this);
+    memory_ = static_cast<char*>(std::aligned_alloc(kAlignment, used_ ? used_ : kAlignment));
+    if (!memory_) throw std::bad_alloc();
+    used_ = 0;
+    layout(*this);
+  }
+
+  void* take(int64_t bytes) {
+    void* place = memory_ ? memory_ + used_ : nullptr;
+    used_ += size_t(round_up(bytes, kAlignment));
+    return place;
+  }
+
+ private:
+  char* memory_ = nullptr;
+  size_t used_ = 0;
+};
+
+}  // namespace
+
+const char* simd_level() { return kLevelNames[int(level())]; }
+
+const Kernels& kernels(bool is_double) {
+#if defined(UOT_X86)
+  if (level() == Level::kAvx512) return avx512::kernels(is_double);
+  if (level() == Level::kAvx2) return avx2::kernels(is_double);
+#endif
+  return baseline::kernels(is_double);
+}
+
+void run_operation(Operation operation, Job job, bool is_double, int threads) {
+  if (job.count <= 0 || (job.n <= 0 && job.m <= 0)) return;
+  const Kernels& kernel = kernels(is_double);
+  const int64_t size = is_double ? 8 : 4, line = int64_t(kAlignment) / size;
+  const bool by_row = operation == Operation::kRowLse || operation == Operation::kSweep;
+  const bool by_column = operation == Operation::kColLse || operation == Operation::kSweep;
+
+  job.slabs = job.n / kSlabRows;
+  job.slabs = job.slabs < 1 ? 1 : job.slabs > kMaxSlabs ? kMaxSlabs : job.slabs;
+  job.slab_rows = round_up((job.n + job.slabs - 1) / job.slabs, kTileRows);
+  job.slabs = job.n > 0 ? (job.n + job.slab_rows - 1) / job.slab_rows : 1;
+  job.width = round_up(job.m, line);
+  job.height = round_up(job.n, line);
+  job.blocks = (job.m + kernel.block - 1) / kernel.block;
+  job.weights = operation != Operation::kPanel;
+
+  // Waking a thread costs about what twenty thousand entries do.
+  const int64_t useful = 1 + job.count * job.n * job.m / 20000;
+  if (threads > useful) threads = int(useful);
+  const int64_t longest = job.width > kernel.block ? job.width : kernel.block;
+  job.tile_bytes = size_t(round_up((kTileRows * (longest + line) + 3 * kTileRows * job.blocks) * size, kAlignment));
+
+  Arena arena;
+  arena.lay_out([&](Arena& from) {
+    if (job.log_v) {
+      job.v_high = from.take(job.count * job.width * size);
+      job.v_low = from.take(job.count * job.width * size);
+    }
+    if (job.log_u) {
+      job.u_high = from.take(job.count * job.height * size);
+      job.u_low = from.take(job.count * job.height * size);
+    }
+    if (by_column) {
+      job.slab_sum = from.take(job.count * job.slabs * job.width * size);
+      job.slab_peak = operation == Operation::kColLse ? from.take(job.count * job.slabs * job.width * size) : nullptr;
+      job.slab_unit = static_cast<double*>(from.take(job.count * job.slabs * 8));
+    }
+    if (by_row || by_column) job.tile = from.take(int64_t(job.tile_bytes) * (threads > 1 ? threads : 1));
+  });
+
+  const auto chunks = [&](int64_t length) { return job.count * ((length + kChunk - 1) / kChunk); };
+  const Phase columns{kernel.split_columns, chunks(job.width)}, rows{kernel.split_rows, chunks(job.height)};
+  const int64_t slabs = job.count * job.slabs;
+  switch (operation) {
+    case Operation::kRowLse: return run_phases(job, {columns, {kernel.row_lse, slabs}}, threads);
+    case Operation::kColLse:
+      return run_phases(job, {rows, {kernel.col_lse, slabs}, {kernel.merge_col_lse, chunks(job.width)}}, threads);
+    case Operation::kSweep:
+      return run_phases(job, {columns, {kernel.sweep, slabs}, {kernel.merge_sweep, chunks(job.width)}}, threads);
+    case Operation::kPanel: return run_phases(job, {columns, rows, {kernel.panel, slabs}}, threads);
+  }
+}
+
+}  // namespace uot

@@ -1,0 +1,153 @@
+#include "pool.h"
+
+#include <pthread.h>
+
+#include <atomic>
+#include <condition_variable>
+#include <mutex>
+#include <system_error>
+#include <thread>
+
+#if defined(__SSE2__)
+#include <xmmintrin.h>
+#endif
+
+namespace uot {
+namespace {
+
+// Denormals are slow and carry nothing here: flushed in the kernels, the caller's state put back.
+class FlushDenormals {
+ public:
+#if defined(__SSE2__)
+  FlushDenormals() : saved_(_mm_getcsr()) { _mm_setcsr(saved_ | 0x8040); }
+  ~FlushDenormals() { _mm_setcsr(saved_); }
+ private:
+  unsigned saved_;
+#elif defined(__aarch64__)
+  FlushDenormals() {
+    __asm__ __volatile__("mrs %0, fpcr" : "=r"(saved_));
+    __asm__ __volatile__("msr fpcr, %0" ::"r"(saved_ | (uint64_t(1) << 24)));
+  }
+  ~FlushDenormals() { __asm__ __volatile__("msr fpcr, %0" ::"r"(saved_)); }
+ private:
+  uint64_t saved_;
+#endif
+};
+
+inline void relax() {
+#if defined(__SSE2__)
+  _mm_pause();
+#endif
+}
+
+// One call in flight.  Units are handed out by a counter; a phase ends when all its units are done, so a worker that
+// wakes late finds nothing to do and nobody waits for it.
+class Run {
+ public:
+  Run(const Job& job, std::initializer_list<Phase> phases) : job_(job), phases_(phases.begin()), count_(phases.size()) {}
+
+  void work(int worker) {
+    const FlushDenormals flush;
+    for (size_t k = 0; k < count_; ++k) {
+      const int64_t units = phases_[k].units;
+      int64_t done_here = 0;
+      for (int64_t i; (i = next_[k].fetch_add(1, std::memory_order_relaxed)) < units; ++done_here)
+        phases_[k].unit(job_, i, worker);
+      done_[k].fetch_add(done_here, std::memory_order_acq_rel);
+      for (int spins = 0; done_[k].load(std::memory_order_acquire) < units; ++spins) {
+        if (spins < 4096) relax(); else std::this_thread::yield();
+      }
+    }
+  }
+
+  static constexpr size_t kMaxPhases = 4;
+
+ private:
+  const Job& job_;
+  const Phase* phases_;
+  size_t count_;
+  std::atomic<int64_t> next_[kMaxPhases] = {}, done_[kMaxPhases] = {};
+};
+
+class Pool {
+ public:
+  // False, and nothing done, where another thread is using the pool.
+  bool run(Run& run, int threads) {
+    std::unique_lock<std::mutex> owner(owner_, std::try_to_lock);
+    if (!owner.owns_lock()) return false;
+    const int helpers = grow(threads - 1);
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      run_ = &run;
+      helpers_ = helpers;
+      generation_.fetch_add(1, std::memory_order_release);
+    }
+    wake_.notify_all();
+    run.work(0);
+    std::unique_lock<std::mutex> lock(mutex_);
+    run_ = nullptr;  // whoever has not started by now does not start
+    while (active_ > 0) {  // the work is done: they are only on their way out
+      lock.unlock();
+      std::this_thread::yield();
+      lock.lock();
+    }
+    return true;
+  }
+
+ private:
+  // Up to `wanted` threads; fewer where the system refuses more.
+  int grow(int wanted) {
+    while (size_ < wanted) {
+      try {
+        std::thread(&Pool::serve, this, size_ + 1, generation_.load()).detach();
+      } catch (const std::system_error&) {
+        break;
+      }
+      ++size_;
+    }
+    return size_ < wanted ? size_ : wanted;
+  }
+
+  void serve(int worker, uint64_t seen) {
+    for (;;) {
+      // Iterations follow one another closely: a short wait awake spares most of them the wake-up.
+      for (int spins = 0; spins < 2000 && generation_.load(std::memory_order_acquire) == seen; ++spins) relax();
+      Run* run = nullptr;
+      {
+        std::unique_lock<std::mutex> lock(mutex_);
+        wake_.wait(lock, [&] { return generation_.load(std::memory_order_relaxed) != seen; });
+        seen = generation_.load(std::memory_order_relaxed);
+        if (run_ && worker <= helpers_) {
+          run = run_;
+          ++active_;
+        }
+      }
+      if (!run) continue;
+      run->work(worker);
+      std::lock_guard<std::mutex> lock(mutex_);
+      --active_;
+    }
+  }
+
+  std::mutex owner_, mutex_;
+  std::condition_variable wake_;
+  std::atomic<uint64_t> generation_{0};
+  Run* run_ = nullptr;
+  int helpers_ = 0, active_ = 0, size_ = 0;
+};
+
+// Never destroyed: its threads may outlive main().  A child of fork() has none of them, and gets a pool of its own.
+std::atomic<Pool*> pool{new Pool};
+const int registered = pthread_atfork(nullptr, nullptr, [] { pool = new Pool; });
+
+}  // namespace
+
+void run_phases(const Job& job, std::initializer_list<Phase> phases, int threads) {
+  Run run(job, phases);
+  int64_t widest = 0;
+  for (const Phase& phase : phases) widest = phase.units > widest ? phase.units : widest;
+  if (threads > widest) threads = int(widest);
+  if (threads <= 1 || !pool.load()->run(run, threads)) run.work(0);
+}
+
+}  // namespace uot

@@ -1,0 +1,106 @@
+// Vectors of one register, and 2^x on them.  Included by kernels.cpp alone, inside its anonymous namespace: each
+// instruction set needs its own copy, and a function that the linker could merge would run on the wrong machine.
+// No include guard, no include: kernels.cpp brings what this needs.
+
+template <class T> struct Simd;
+
+template <> struct Simd<float> {
+  typedef float Vec __attribute__((vector_size(UOT_VECTOR_BYTES)));
+  typedef uint32_t Bits __attribute__((vector_size(UOT_VECTOR_BYTES)));
+  static constexpr int kMantissa = 23;
+  static constexpr float kMagic = 12582912.0f;     // 1.5 * 2^23: adding it rounds to an integer
+  static constexpr float kFloor = -127.0f;         // 2^floor is stored as exactly zero
+  static constexpr float kCeiling = 128.0f;        // 2^ceiling is inf
+  static constexpr float kLowest = -3.0e38f;       // the maximum of no entries
+  static constexpr double kUnitLimit = 80.0;       // powers of two that a slab's unit leaves to its sums
+  // 2^f - 1 over f on [-1/2, 1/2], relative error 9e-8.
+  static constexpr float kPoly[] = {0x1.5bb9fep-10f, 0x1.3cea8ap-7f, 0x1.c6b754p-5f, 0x1.ebf9bcp-3f, 0x1.62e42ap-1f};
+};
+
+template <> struct Simd<double> {
+  typedef double Vec __attribute__((vector_size(UOT_VECTOR_BYTES)));
+  typedef uint64_t Bits __attribute__((vector_size(UOT_VECTOR_BYTES)));
+  static constexpr int kMantissa = 52;
+  static constexpr double kMagic = 6755399441055744.0;  // 1.5 * 2^52
+  static constexpr double kFloor = -1023.0;
+  static constexpr double kCeiling = 1024.0;
+  static constexpr double kLowest = -1.0e308;
+  static constexpr double kUnitLimit = 900.0;
+  // 2^f - 1 over f on [-1/2, 1/2], relative error 4e-18.
+  static constexpr double kPoly[] = {
+      0x1.e79babf32b975p-32, 0x1.e61b5038351adp-28, 0x1.b5267ce7e1285p-24, 0x1.62bfc79ce4b33p-20,
+      0x1.ffcbfba97ca97p-17, 0x1.4309130ed8fc4p-13, 0x1.5d87fe78cd6e0p-10, 0x1.3b2ab6fba0119p-7,
+      0x1.c6b08d7049fe8p-5,  0x1.ebfbdff82c5a4p-3,  0x1.62e42fefa39efp-1};
+};
+
+template <class T> using Vec = typename Simd<T>::Vec;
+template <class T> constexpr int64_t kLanes = UOT_VECTOR_BYTES / sizeof(T);
+
+template <class T> inline Vec<T> load(const T* from) {
+  Vec<T> value;
+  __builtin_memcpy(&value, from, sizeof(value));
+  return value;
+}
+
+template <class T> inline void store(T* to, Vec<T> value) { __builtin_memcpy(to, &value, sizeof(value)); }
+
+// The first `count` entries, zeros after them.
+template <class T> inline Vec<T> load_some(const T* from, int64_t count) {
+  T padded[kLanes<T>] = {};
+  for (int64_t l = 0; l < count; ++l) padded[l] = from[l];
+  return load(padded);
+}
+
+template <class T> inline Vec<T> splat(T value) { return value - Vec<T>{}; }
+
+// The larger one, and `a` where either is NaN.
+template <class T> inline Vec<T> larger(Vec<T> b, Vec<T> a) { return b > a ? b : a; }
+
+// As `larger` with a constant `b`, which GCC would otherwise turn into a comparison and a blend.
+template <class T> inline Vec<T> raised_to(Vec<T> b, Vec<T> a) { return larger<T>(b, a); }
+#if defined(__AVX__) && UOT_VECTOR_BYTES == 32
+template <> inline Vec<float> raised_to<float>(Vec<float> b, Vec<float> a) { return __builtin_ia32_maxps256(b, a); }
+template <> inline Vec<double> raised_to<double>(Vec<double> b, Vec<double> a) { return __builtin_ia32_maxpd256(b, a); }
+#endif
+
+template <class T> inline T max_of(Vec<T> value) {
+  T lanes[kLanes<T>];
+  store(lanes, value);
+  T result = lanes[0];
+  for (int64_t l = 1; l < kLanes<T>; ++l) result = lanes[l] > result ? lanes[l] : result;
+  return result;
+}
+
+template <class T> inline T sum_of(Vec<T> value) {
+  T lanes[kLanes<T>];
+  store(lanes, value);
+  for (int64_t half = kLanes<T> / 2; half > 0; half /= 2)
+    for (int64_t l = 0; l < half; ++l) lanes[l] += lanes[l + half];
+  return lanes[0];
+}
+
+// 2^y for y <= 128 (1024), where it is inf; exactly 0 at and below the floor, NaN for NaN.  Between the floor and the
+// floor + 1 the result is some number no larger in magnitude than the smallest normal one.  On K vectors at once, step
+// by step: one after the other, their chains of dependent operations fill the schedulers and nothing overlaps.
+template <class T, int K> inline void exp2_each(Vec<T> (&y)[K]) {
+  using S = Simd<T>;
+  using Bits = typename S::Bits;
+  Vec<T> rounded[K], p[K];
+#define UOT_EACH for (int v = 0; v < K; ++v)
+  UOT_EACH y[v] = raised_to<T>(splat(S::kFloor), y[v]);
+  UOT_EACH rounded[v] = y[v] + S::kMagic;
+  UOT_EACH y[v] -= rounded[v] - S::kMagic;
+  UOT_EACH p[v] = y[v] * S::kPoly[0] + S::kPoly[1];
+  for (size_t k = 2; k < sizeof(S::kPoly) / sizeof(T); ++k) UOT_EACH p[v] = p[v] * y[v] + S::kPoly[k];
+  UOT_EACH p[v] = p[v] * y[v] + T(1);
+  UOT_EACH y[v] = (Vec<T>)((Bits)p[v] + ((Bits)rounded[v] << S::kMantissa));
+#undef UOT_EACH
+}
+
+template <class T> inline Vec<T> exp2_of(Vec<T> y) {
+  Vec<T> one[1] = {y};
+  exp2_each<T, 1>(one);
+  return one[0];
+}
+
+inline double exp2_of(double y) { return exp2_of<double>(splat(y > Simd<double>::kCeiling ? Simd<double>::kCeiling : y))[0]; }
