@@ -1,0 +1,71 @@
+"""The Triton kernels as machine code, compiled here without a GPU: what fits, what spills, how wide the loads are."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from uotlib.kernels.tiles import TileTable, slab_layout
+
+pytest.importorskip("triton")
+
+ROOT = Path(__file__).parents[1]
+#: Bytes of shared memory of one multiprocessor, and of one program, by compute capability (CUDA programming guide).
+SHARED = {80: (164 << 10, 163 << 10), 90: (228 << 10, 227 << 10), 100: (228 << 10, 227 << 10)}
+RESERVED = 1 << 10
+REGISTERS = 65536
+#: Kernels that read the cost, which must be read 16 bytes at a time where it can be.
+READERS = ("sweep_kernel", "row_lse_kernel", "col_lse_kernel", "col_mass_kernel", "panel_kernel")
+
+
+def compiled(*arguments: str) -> list[dict[str, Any]]:
+    """Rows of `benchmarks.gpu.resources`, from a process in which kernels are compiled and not interpreted."""
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    run = subprocess.run([sys.executable, "-m", "benchmarks.gpu.resources", "--json", *arguments], cwd=ROOT,
+                         env=environment, capture_output=True, text=True, timeout=280, check=False)
+    assert run.returncode == 0, run.stderr[-4000:]
+    return json.loads(run.stdout)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("targets", "only"), [("90", "float32"), ("90", "float64"), ("80,100", "brief")])
+def test_kernels_fit_their_multiprocessor(targets, only):
+    rows = compiled("--targets", targets, "--only", only)
+    assert {row["kernel"] for row in rows} >= {*READERS, "merge_columns_kernel", "merge_col_lse_kernel"}
+    for row in rows:
+        whole, one = SHARED[row["target"]]
+        assert row["stack"] == 0, f"spills: {row}"
+        assert row["local"] == 0, f"spills: {row}"
+        assert row["shared"] <= one, f"too much shared memory: {row}"
+        assert row["registers"] * 32 * row["warps"] * row["per_sm"] <= REGISTERS, f"too many registers: {row}"
+        assert (row["shared"] + RESERVED) * row["per_sm"] <= whole, f"too much shared memory together: {row}"
+        if row["kernel"] in READERS and row["aligned"]:
+            assert row["wide_loads"] > 0, f"no 16-byte loads: {row}"
+
+
+@pytest.mark.parametrize("double", [False, True])
+def test_the_narrowest_sufficient_tile_is_taken(double):
+    table = TileTable()
+    widths = [tile.cols for tile in (table.sweep_float64 if double else table.sweep)]
+    assert [table.sweep_tile(width, double).cols for width in widths] == widths
+    assert [table.sweep_tile(width + 1, double).cols for width in widths[:-1]] == widths[1:]
+    assert table.sweep_tile(widths[-1] + 1, double) is None
+
+
+@pytest.mark.parametrize("batch", [1, 3, 64, 1000])
+@pytest.mark.parametrize("n", [1, 31, 512, 4096, 70001])
+@pytest.mark.parametrize("multiprocessors", [1, 108, 132])
+def test_slabs_cover_the_rows_and_fill_the_device(batch, n, multiprocessors):
+    for tile in TileTable().sweep:
+        slabs, rows = slab_layout(batch, n, tile, multiprocessors, 1, 512)
+        assert (slabs - 1) * rows < n <= slabs * rows
+        assert rows % tile.rows == 0
+        assert rows <= 512
+        room = multiprocessors * tile.per_sm
+        assert batch * slabs <= max(room, batch * -(-n // 512))

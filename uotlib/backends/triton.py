@@ -1,0 +1,218 @@
+"""Launches of the Triton kernels.  Triton is imported at the first call, so uotlib imports without it."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import os
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..kernels.tiles import Tile, TileTable, slab_layout
+from .base import Backend, log_scaling
+
+
+@functools.cache
+def _kernels() -> tuple[ModuleType | None, str]:
+    """The kernel modules, or why they cannot be had."""
+    try:
+        importlib.import_module("triton")
+    except Exception as error:  # a broken install fails with OSError or worse, and the user needs its text
+        return None, f"triton cannot be imported ({type(error).__name__}: {error})"
+    return importlib.import_module("uotlib.kernels.launchable"), ""
+
+
+@functools.cache
+def _multiprocessors(device: torch.device) -> int:
+    if device.type != "cuda":
+        return 4  # the interpreter: enough for several slabs an item
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def launch_options(tile: Tile) -> dict[str, Any]:
+    """Options of every launch.  Floating-point fusion is said because its default differs between Triton versions."""
+    options: dict[str, Any] = {"num_warps": tile.warps, "enable_fp_fusion": True}
+    if torch.version.hip is None:  # AMD's compiler has no such option
+        options["maxnreg"] = tile.registers
+    return options
+
+
+def _interpreted() -> bool:
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+class TritonBackend(Backend):
+    """Kernels of `uotlib.kernels`, on any GPU that Triton reaches.
+
+    Args:
+        table: Tile shapes, for tuning and tests.
+    """
+
+    name = "triton"
+    asynchronous = True
+
+    def __init__(self, table: TileTable | None = None) -> None:
+        self.table = table or TileTable()
+
+    def why_not(self, device: torch.device, dtype: torch.dtype) -> str | None:
+        if device.type == "cpu" and not _interpreted():
+            return "the triton backend needs a GPU; the cost is on the CPU"
+        if device.type not in ("cpu", "cuda"):
+            return f"the triton backend handles CUDA and ROCm devices; the cost is on {device.type}"
+        if dtype not in (torch.float32, torch.float64):
+            return f"the triton backend takes float32 and float64 costs, not {dtype}"
+        module, reason = _kernels()
+        return None if module is not None else reason
+
+    def row_lse(self, cost: Tensor, log_v: Tensor, reg: Tensor, items: Tensor | None = None) -> Tensor:
+        count, n, m = _sizes(cost, items)
+        out = log_v.new_empty((count, n))
+        if out.numel() == 0 or m == 0:
+            return out.fill_(-torch.inf)
+        tile = _narrowed(self._tile("row", cost), m)
+        blocks = _ceil_div(n, tile.rows)
+        self._launch("row_lse_kernel", cost, count * blocks, tile, items, log_v, reg, out, *_strides(cost), n, m,
+                     blocks, STAGES=tile.stages)
+        return out
+
+    def col_lse(self, cost: Tensor, log_u: Tensor, reg: Tensor, items: Tensor | None = None) -> Tensor:
+        return self._col_lse(cost, log_u, reg, None, items)
+
+    def col_lse_masked(self, cost: Tensor, log_u: Tensor, reg: Tensor, mask: Tensor,
+                       items: Tensor | None = None) -> Tensor:
+        """`col_lse` of the columns that ``mask`` (B, m), bool, flags; ``-inf`` for the others.
+
+        The mask stays on the device: blocks of columns without a flag return at once, and nothing is synchronised.
+        """
+        # As bytes: a pointer to booleans is not something every Triton version can load from.
+        return self._col_lse(cost, log_u, reg, mask.contiguous().view(torch.uint8), items)
+
+    def sweep(self, cost: Tensor, log_v: Tensor, offset: Tensor, damping: Tensor, reg: Tensor, shift: Tensor,
+              col_mass: Tensor, items: Tensor | None = None) -> Tensor:
+        count, n, m = _sizes(cost, items)
+        tile = self.table.sweep_tile(m, cost.dtype == torch.float64)
+        if tile is None or count * n * m == 0:
+            return self._sweep_wide(cost, log_v, offset, damping, reg, shift, col_mass, items)
+        lse = log_v.new_empty((count, n))
+        slabs, slab_rows = self._slabs(cost, count, n, tile, 1)
+        partial = cost.new_empty((count, slabs, m))
+        self._launch("sweep_kernel", cost, count * slabs, tile, items, log_v, offset, damping, reg, shift, lse, partial,
+                     *_strides(cost), n, m, slabs, slab_rows, STAGES=tile.stages)
+        self._merge(partial, log_v, col_mass)
+        return lse
+
+    def panel(self, cost: Tensor, log_u: Tensor, log_v: Tensor, reg: Tensor, items: Tensor | None = None) -> Tensor:
+        count, n, m = _sizes(cost, items)
+        out = cost.new_empty((count, n, m))
+        if out.numel() == 0:
+            return out
+        tile = _narrowed(self._tile("panel", cost), m)
+        row_blocks, col_blocks = _ceil_div(n, tile.rows), _ceil_div(m, tile.cols)
+        self._launch("panel_kernel", cost, count * row_blocks * col_blocks, tile, items, log_u, log_v, reg, out,
+                     *_strides(cost), n, m, row_blocks, col_blocks)
+        return out
+
+    def _sweep_wide(self, cost: Tensor, log_v: Tensor, offset: Tensor, damping: Tensor, reg: Tensor, shift: Tensor,
+                    col_mass: Tensor, items: Tensor | None) -> Tensor:
+        """The sweep in two reads of the cost, for rows too wide to be kept on chip."""
+        count, n, m = _sizes(cost, items)
+        lse = self.row_lse(cost, log_v, reg, items)
+        if count * n * m == 0:
+            return lse
+        log_u = log_scaling(offset, damping, lse) - shift[:, None]
+        tile = _narrowed(self._tile("column", cost), m)
+        blocks = _ceil_div(m, tile.cols)
+        slabs, slab_rows = self._slabs(cost, count, n, tile, blocks)
+        partial = cost.new_empty((count, slabs, m))
+        self._launch("col_mass_kernel", cost, count * slabs * blocks, tile, items, log_u, log_v, reg, partial,
+                     *_strides(cost), n, m, slabs, slab_rows, blocks, STAGES=tile.stages)
+        self._merge(partial, log_v, col_mass)
+        return lse
+
+    def _col_lse(self, cost: Tensor, log_u: Tensor, reg: Tensor, mask: Tensor | None, items: Tensor | None) -> Tensor:
+        count, n, m = _sizes(cost, items)
+        out = log_u.new_empty((count, m))
+        if out.numel() == 0 or n == 0:
+            return out.fill_(-torch.inf)
+        tile = _narrowed(self._tile("column", cost), m)
+        blocks = _ceil_div(m, tile.cols)
+        slabs, slab_rows = self._slabs(cost, count, n, tile, blocks)
+        anchors = cost.new_empty((count, slabs, m))
+        totals = torch.empty_like(anchors)
+        self._launch("col_lse_kernel", cost, count * slabs * blocks, tile, items, log_u, reg, mask, anchors, totals,
+                     *_strides(cost), n, m, slabs, slab_rows, blocks, STAGES=tile.stages)
+        self._launch_merge("merge_col_lse_kernel", anchors, totals, mask, out)
+        return out
+
+    def _merge(self, partial: Tensor, log_v: Tensor, col_mass: Tensor) -> None:
+        # An in-place contract with a result that may be a strided view of someone's buffer.
+        target = col_mass if col_mass.is_contiguous() else col_mass.contiguous()
+        self._launch_merge("merge_columns_kernel", partial, log_v, target)
+        if target is not col_mass:
+            col_mass.copy_(target)
+
+    def _launch_merge(self, kernel: str, partial: Tensor, *rest: Tensor | None) -> None:
+        count, slabs, m = partial.shape
+        # The partial results of a program fit in one column block of theirs, or a mask would leave some unwritten.
+        tile = _narrowed(self.table.merge, m)
+        blocks = _ceil_div(m, tile.cols)
+        arguments = [None if value is None else value.contiguous() for value in rest]
+        with _on(partial.device):
+            _kernel(kernel)[(count * blocks,)](partial, *arguments, m, slabs, blocks, SLABS=tile.rows, COLS=tile.cols,
+                                               **launch_options(tile))
+
+    def _launch(self, kernel: str, cost: Tensor, programs: int, tile: Tile, items: Tensor | None, *arguments: Any,
+                **constants: int) -> None:
+        arguments = tuple(value.contiguous() if isinstance(value, Tensor) else value for value in arguments)
+        with _on(cost.device):
+            _kernel(kernel)[(programs,)](cost, items, *arguments, ROWS=tile.rows, COLS=tile.cols,
+                                         VECTOR=_vector_width(cost), **constants, **launch_options(tile))
+
+    def _tile(self, kind: str, cost: Tensor) -> Tile:
+        return getattr(self.table, kind + "_float64" if cost.dtype == torch.float64 else kind)
+
+    def _slabs(self, cost: Tensor, count: int, n: int, tile: Tile, columns: int) -> tuple[int, int]:
+        return slab_layout(count, n, tile, _multiprocessors(cost.device), columns, self.table.slab_rows)
+
+
+def _kernel(name: str) -> Any:
+    module, reason = _kernels()
+    if module is None:
+        raise RuntimeError(reason)
+    return getattr(module, name)
+
+
+def _on(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+
+
+def _sizes(cost: Tensor, items: Tensor | None) -> tuple[int, int, int]:
+    batch, n, m = cost.shape
+    return (batch if items is None else items.shape[0]), n, m
+
+
+def _strides(cost: Tensor) -> tuple[int, int]:
+    return cost.stride(0), cost.stride(1)
+
+
+def _ceil_div(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+def _narrowed(tile: Tile, m: int) -> Tile:
+    """The tile without the columns that a narrow cost would leave idle."""
+    cols = min(tile.cols, max(16, 1 << (m - 1).bit_length()))
+    return tile if cols == tile.cols else Tile(tile.rows, cols, max(1, tile.warps * cols // tile.cols), tile.stages,
+                                               tile.per_sm)
+
+
+def _vector_width(cost: Tensor) -> int:
+    """Entries that one load may take, up to 16 bytes: what pointer, strides and width are all multiples of."""
+    widest = 16 // cost.element_size()
+    _, _, m = cost.shape
+    whole = all(size % widest == 0 for size in (m, *_strides(cost))) and cost.data_ptr() % 16 == 0
+    return widest if whole else 1

@@ -1,0 +1,18 @@
+"""Every kernel under one roof.  Importing this imports Triton."""
+
+from __future__ import annotations
+
+from .columns import col_lse_kernel, col_mass_kernel, merge_col_lse_kernel
+from .panel import panel_kernel
+from .rows import row_lse_kernel
+from .sweep import merge_columns_kernel, sweep_kernel
+
+__all__ = [
+    "col_lse_kernel",
+    "col_mass_kernel",
+    "merge_col_lse_kernel",
+    "merge_columns_kernel",
+    "panel_kernel",
+    "row_lse_kernel",
+    "sweep_kernel",
+]

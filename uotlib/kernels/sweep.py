@@ -1,0 +1,85 @@
+"""The fused iteration: one read of the cost gives the row update and the columns' sums of the new plan.
+
+A program owns a slab of rows of one batch item and keeps, for all m columns, the exponent and mantissa of v and the
+running column sums in registers.  Whole rows pass through in tiles, prefetched by Triton's loop pipeline.  Slabs leave
+their column sums in a workspace that `merge_columns_kernel` adds in a fixed order: no atomics, the same bits each run.
+"""
+
+# mypy: disable-error-code="no-untyped-def"
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .numerics import (
+    LARGEST,
+    LOG2E,
+    anchored_times_two_to,
+    finite_anchor,
+    half_step,
+    item_index,
+    multiple_of,
+    natural_log,
+    split_exponent,
+    split_scale,
+)
+
+
+@triton.jit(do_not_specialize=["stride_b", "stride_n", "n", "m", "slabs", "slab_rows"])
+def sweep_kernel(cost, items, log_v, offset, damping, reg, shift, row_lse, partial, stride_b, stride_n, n, m,
+                 slabs, slab_rows, ROWS: tl.constexpr, COLS: tl.constexpr, STAGES: tl.constexpr,
+                 VECTOR: tl.constexpr):
+    """Grid: (slabs of item 0, slabs of item 1, ...).  partial is (B, slabs, m), every entry of it is written."""
+    dtype: tl.constexpr = cost.dtype.element_ty
+    m = multiple_of(m, VECTOR)
+    stride_n = multiple_of(stride_n.to(tl.int64), VECTOR)
+    program = tl.program_id(0)
+    b = (program // slabs).to(tl.int64)
+    first = program % slabs * slab_rows
+    last = tl.minimum(first + slab_rows, n)
+
+    scale_high, scale_low = split_scale(reg + b, dtype)
+    cols = tl.arange(0, COLS)
+    inside = cols < m
+    # Columns beyond m have exponent -inf, so what the masked loads return for them does not matter while it is finite.
+    exponent, mantissa = split_exponent(tl.load(log_v + b * m + cols, mask=inside, other=float("-inf")), dtype)
+    damping_b = tl.load(damping + b)
+    shift_b = tl.load(shift + b)
+    tile = cost + item_index(items, b) * multiple_of(stride_b, VECTOR) + cols[None, :]
+
+    column_sum = tl.zeros((COLS,), dtype)
+    for row in tl.range(first, last, ROWS, num_stages=STAGES):
+        rows = row + tl.arange(0, ROWS)
+        alive = rows < last
+        c = tl.load(tile + rows.to(tl.int64)[:, None] * stride_n, mask=alive[:, None] & inside[None, :], other=0.0)
+        offset_i = tl.load(offset + b * n + rows, mask=alive, other=float("-inf"))
+
+        anchor = finite_anchor(tl.max(tl.fma(c, scale_high, exponent[None, :]), axis=1))
+        p = anchored_times_two_to(c, scale_high, scale_low, exponent[None, :] - anchor[:, None])
+        lse = natural_log(anchor, tl.sum(p * mantissa[None, :], axis=1))
+        tl.store(row_lse + b * n + rows, lse, mask=alive)
+
+        log_u = half_step(offset_i, damping_b, lse) - shift_b
+        weight = tl.exp2((log_u * LOG2E + anchor.to(tl.float64)).to(dtype))
+        weight = tl.minimum(weight, LARGEST, propagate_nan=tl.PropagateNan.ALL)
+        column_sum += tl.sum(p * weight[:, None], axis=0)
+
+    tl.store(partial + program.to(tl.int64) * m + cols, column_sum, mask=inside)
+
+
+@triton.jit(do_not_specialize=["m", "slabs", "blocks"])
+def merge_columns_kernel(partial, log_v, col_mass, m, slabs, blocks, SLABS: tl.constexpr, COLS: tl.constexpr):
+    """col_mass += mantissa of v times the slabs' sums, added in float64.  Grid: (column blocks of each item)."""
+    program = tl.program_id(0)
+    b = (program // blocks).to(tl.int64)
+    cols = program % blocks * COLS + tl.arange(0, COLS)
+    inside = cols < m
+    total = tl.zeros((COLS,), tl.float64)
+    for slab in range(0, slabs, SLABS):
+        ids = slab + tl.arange(0, SLABS)
+        sums = tl.load(partial + (b * slabs + ids)[:, None] * m + cols[None, :],
+                       mask=(ids < slabs)[:, None] & inside[None, :], other=0.0)
+        total += tl.sum(sums.to(tl.float64), axis=0)
+    _, mantissa = split_exponent(tl.load(log_v + b * m + cols, mask=inside, other=0.0), tl.float64)
+    before = tl.load(col_mass + b * m + cols, mask=inside, other=0.0)
+    tl.store(col_mass + b * m + cols, before + total * mantissa, mask=inside)

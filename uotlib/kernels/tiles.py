@@ -1,0 +1,95 @@
+"""Tile shapes of every kernel, in one table.  Pure Python: importable without Triton.
+
+The rules behind the numbers (none of them tuned on a GPU yet; `python -m benchmarks.gpu` times the alternatives):
+
+* a warp reads 128 consecutive float32 (16 bytes a lane), so a tile of ``cols`` columns wants ``cols / 128`` warps;
+* a tile of about 32 KiB and three stages keep some 64 KiB in flight a program, 128 KiB an SM with two programs:
+  over four times what latency times bandwidth asks of one SM (4.3 TB/s x 0.7 us / 132 = 23 KiB);
+* several rows a tile, because the row reductions cross warps and cost two barriers a tile whatever its height;
+* two programs an SM, so that one computes while the other waits at its barrier;
+* no spills within the registers that so many programs leave each thread (tests/test_triton_aot.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A block of the cost on chip, and how many warps and pipeline stages work on it."""
+
+    rows: int
+    cols: int
+    warps: int
+    stages: int = 3
+    #: Programs meant to share a multiprocessor; with the device it fixes the number of row slabs.
+    per_sm: int = 2
+
+    @property
+    def registers(self) -> int:
+        """Registers a thread may take so that ``per_sm`` programs fit a multiprocessor (NVIDIA: 65536, at most 255)."""
+        return min(255, 65536 // (32 * self.warps * self.per_sm))
+
+
+def _sweep_float32() -> tuple[Tile, ...]:
+    return (
+        Tile(8, 128, warps=1, per_sm=16),
+        Tile(8, 256, warps=2, per_sm=8),
+        Tile(8, 512, warps=4, per_sm=4),
+        Tile(8, 1024, warps=8),
+        Tile(4, 2048, warps=8),
+        Tile(2, 4096, warps=8),
+        # 32 warps: with 16, loads that are not 16 bytes wide spill.
+        Tile(1, 8192, warps=32, per_sm=1),
+    )
+
+
+def _sweep_float64() -> tuple[Tile, ...]:
+    return (
+        Tile(4, 128, warps=1, per_sm=16),
+        Tile(4, 256, warps=2, per_sm=8),
+        Tile(4, 512, warps=4, per_sm=3),
+        Tile(4, 1024, warps=8),
+        Tile(2, 2048, warps=8),
+        Tile(1, 4096, warps=16, per_sm=1),
+    )
+
+
+@dataclass(frozen=True)
+class TileTable:
+    """Every tile of one backend.  ``*_float64`` holds what float64 costs use instead."""
+
+    #: The whole row on chip: the smallest tile that holds it is taken; wider rows are read twice.
+    sweep: tuple[Tile, ...] = field(default_factory=_sweep_float32)
+    sweep_float64: tuple[Tile, ...] = field(default_factory=_sweep_float64)
+    #: Row log-sum-exp: eight rows share one load of log_v, which at 8 bytes an entry is twice a row of the cost.
+    row: Tile = Tile(8, 1024, warps=8)
+    row_float64: Tile = Tile(4, 1024, warps=8)
+    #: Column reductions: every thread owns whole columns, so a tile has no reduction across threads.
+    column: Tile = Tile(8, 512, warps=4, per_sm=4)
+    column_float64: Tile = Tile(4, 512, warps=4, per_sm=4)
+    #: Plan entries are independent; 32 elements a thread hide the latency without a loop.
+    panel: Tile = Tile(8, 512, warps=4, stages=1, per_sm=4)
+    panel_float64: Tile = Tile(4, 512, warps=4, stages=1, per_sm=4)
+    #: Merging the slabs' partial columns: rows are slabs, cols are columns.  Narrow, to give every SM some columns.
+    merge: Tile = Tile(32, 32, warps=4, stages=1)
+    #: Slabs are no longer than this, so that float32 column sums add at most this many terms before float64 does.
+    slab_rows: int = 512
+
+    def sweep_tile(self, m: int, double: bool) -> Tile | None:
+        """The tile that holds a row of ``m`` entries on chip, or None if none does."""
+        fitting = [tile for tile in (self.sweep_float64 if double else self.sweep) if tile.cols >= m]
+        return min(fitting, key=lambda tile: tile.cols, default=None)
+
+
+def slab_layout(batch: int, n: int, tile: Tile, multiprocessors: int, columns: int, longest: int) -> tuple[int, int]:
+    """(slabs, rows a slab) that split the rows of each item: about ``per_sm`` programs a multiprocessor in all.
+
+    ``columns`` is the number of column blocks that share the slabs.  Depends on shapes and the device only, so that
+    sums are merged in the same order every time.
+    """
+    wanted = max(1, multiprocessors * tile.per_sm // max(1, batch * columns))
+    rows = min(max(1, -(-n // wanted)), longest)
+    rows = -(-rows // tile.rows) * tile.rows
+    return -(-n // rows), rows
