@@ -1,0 +1,1 @@
+"""Checks and timings on one GPU: `python -m benchmarks.gpu`."""

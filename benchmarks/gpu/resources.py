@@ -1,0 +1,175 @@
+"""What the compiler makes of every kernel in the tile table: registers, shared memory, spills, width of the loads.
+
+Needs Triton but no GPU: `python -m benchmarks.gpu.resources [--json] [--only float32|float64|brief] [--targets 80,90]`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from uotlib.backends.triton import launch_options
+from uotlib.kernels import launchable
+from uotlib.kernels.tiles import Tile, TileTable
+
+POINTERS = {
+    "items": "*i64", "mask": "*u8", "log_u": "*fp64", "log_v": "*fp64", "offset": "*fp64", "damping": "*fp64",
+    "reg": "*fp64", "shift": "*fp64", "row_lse": "*fp64", "col_lse": "*fp64", "col_mass": "*fp64",
+}
+COST_POINTERS = ("cost", "partial", "anchors", "totals", "plan")
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """One compilation: a kernel, its tile, and how it is called."""
+
+    kernel: str
+    tile: Tile
+    double: bool
+    aligned: bool
+    items: bool = False
+    mask: bool = False
+
+    @property
+    def vector(self) -> int:
+        return (2 if self.double else 4) if self.aligned else 1
+
+
+@dataclass(frozen=True)
+class Resources:
+    """A row of the table."""
+
+    kernel: str
+    target: int
+    dtype: str
+    tile: str
+    warps: int
+    per_sm: int
+    aligned: bool
+    variant: str
+    registers: int
+    shared: int
+    stack: int
+    local: int
+    wide_loads: int
+    narrow_loads: int
+    #: Instructions that move whole tiles of the cost by asynchronous copy, of either width.
+    async_copies: int
+
+
+def configurations(table: TileTable | None = None) -> Iterator[Configuration]:
+    """Everything the backend launches, with the work list and the mask on the kernels of one type each."""
+    table = table or TileTable()
+    for double in (False, True):
+        suffix = "_float64" if double else ""
+        for tile in getattr(table, "sweep" + suffix):
+            for aligned in (True, False):
+                yield Configuration("sweep_kernel", tile, double, aligned, items=not aligned)
+        for kernel, kind in (("row_lse_kernel", "row"), ("col_lse_kernel", "column"), ("col_mass_kernel", "column"),
+                             ("panel_kernel", "panel")):
+            for aligned in (True, False):
+                yield Configuration(kernel, getattr(table, kind + suffix), double, aligned, items=not aligned)
+        yield Configuration("col_lse_kernel", getattr(table, "column" + suffix), double, True, items=True, mask=True)
+        yield Configuration("merge_columns_kernel", table.merge, double, True)
+        yield Configuration("merge_col_lse_kernel", table.merge, double, True)
+        yield Configuration("merge_col_lse_kernel", table.merge, double, True, mask=True)
+
+
+def source(configuration: Configuration) -> tuple[ASTSource, dict[str, Any]]:
+    """What a launch would compile: the same signature, the same 16-byte alignment of the pointers."""
+    fn = getattr(launchable, configuration.kernel)
+    real = "fp64" if configuration.double else "fp32"
+    tile = configuration.tile
+    signature: dict[str, str] = {}
+    constants: dict[str, Any] = {}
+    attributes: dict[tuple[int, ...], list[list[Any]]] = {}
+    chosen = {"ROWS": tile.rows, "COLS": tile.cols, "STAGES": tile.stages, "SLABS": tile.rows,
+              "VECTOR": configuration.vector}
+    for place, name in enumerate(fn.arg_names):
+        absent = (name == "items" and not configuration.items) or (name == "mask" and not configuration.mask)
+        if absent or name in chosen:
+            signature[name] = "constexpr"
+            constants[name] = None if absent else chosen[name]
+        elif name in POINTERS or name in COST_POINTERS:
+            signature[name] = POINTERS.get(name, "*" + real)
+            if name != "cost" or configuration.aligned:
+                attributes[(place,)] = [["tt.divisibility", 16]]
+        else:
+            signature[name] = "i32"
+    return ASTSource(fn, signature, constexprs=constants, attrs=attributes), launch_options(tile)
+
+
+def compiled(configuration: Configuration, capability: int) -> Any:
+    """The kernel as Triton compiles it for a compute capability."""
+    ast, options = source(configuration)
+    return triton.compile(ast, target=GPUTarget("cuda", capability, 32), options=options)
+
+
+def resources(configuration: Configuration, capability: int) -> Resources:
+    """Compile, and read the resource usage out of the machine code."""
+    kernel = compiled(configuration, capability)
+    usage = _usage(kernel.asm["cubin"])
+    ptx = kernel.asm["ptx"]
+    real = "fp64" if configuration.double else "fp32"
+    variant = "".join(f" +{name}" for name in ("items", "mask") if getattr(configuration, name)).strip()
+    tile = configuration.tile
+    return Resources(
+        kernel=configuration.kernel, target=capability, dtype=real, tile=f"{tile.rows}x{tile.cols}", warps=tile.warps,
+        per_sm=tile.per_sm, aligned=configuration.aligned, variant=variant, registers=usage["REG"],
+        shared=kernel.metadata.shared, stack=usage["STACK"], local=usage["LOCAL"],
+        wide_loads=len(re.findall(r"ld\.global\S*\.v4\.b32|ld\.global\S*\.v2\.b64|cp\.async\S* .*, 0x10", ptx)),
+        narrow_loads=len(re.findall(r"ld\.global\S*\.b(?:32|64) |ld\.global\.b\d+ |cp\.async\S* .*, 0x[48]\b", ptx)),
+        async_copies=len(re.findall(r"cp\.async\.c[ag]", ptx)))
+
+
+def _usage(cubin: bytes) -> dict[str, int]:
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        text = subprocess.run([str(tool), "--dump-resource-usage", file.name], check=True, capture_output=True,
+                              text=True).stdout
+    return {name: int(value) for name, value in re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", text)}
+
+
+def _chosen(configuration: Configuration, only: str | None) -> bool:
+    if only is None:
+        return True
+    return configuration.double == (only == "float64") and (only != "brief" or configuration.aligned)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.resources", description=__doc__)
+    parser.add_argument("--json", action="store_true", help="one JSON list instead of a table")
+    parser.add_argument("--only", choices=["float32", "float64", "brief"],
+                        help="one type of cost; brief is float32 with 16-byte loads")
+    parser.add_argument("--targets", default="80,90,100", help="compute capabilities, e.g. 90 or 80,90")
+    arguments = parser.parse_args()
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        parser.error("unset TRITON_INTERPRET: interpreted kernels are not compiled")
+    rows = [resources(configuration, int(target)) for target in arguments.targets.split(",")
+            for configuration in configurations() if _chosen(configuration, arguments.only)]
+    if arguments.json:
+        print(json.dumps([asdict(row) for row in rows]))
+        return
+    print(f"{'kernel':21} sm  type tile    warps {'loads':9} {'variant':12} regs shared stack local  wide narrow")
+    for row in rows:
+        print(f"{row.kernel:21} {row.target:<3} {row.dtype} {row.tile:8} {row.warps:4} "
+              f"{'aligned' if row.aligned else 'unaligned':9} {row.variant:12} {row.registers:4} {row.shared:6} "
+              f"{row.stack:5} {row.local:5} {row.wide_loads:5} {row.narrow_loads:6}")
+
+
+if __name__ == "__main__":
+    main()
