@@ -1,0 +1,220 @@
+r"""Costs: a dense matrix, or a pair of feature sets whose cost matrix need never exist as a whole.
+
+A cost knows its shape, the tensors it is differentiable in, and how to give a block of its rows.  A new cost of the
+form :math:`\alpha_i + \beta_j - k\,\langle x_i, z_j\rangle` is a subclass of `InnerProductCost` with one method;
+any other cost is a subclass of `Cost` with two.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+#: A feature cost is built once, rather than streamed, while it takes at most this many bytes.
+MATERIALIZE_BYTES = 1 << 30
+
+
+class Cost(ABC):
+    """A batch of cost matrices, shape (..., n, m)."""
+
+    #: Dense costs are used in place; others are built once or streamed by blocks of rows.
+    dense: ClassVar[bool] = False
+    materialize: bool | None = None
+
+    @property
+    @abstractmethod
+    def tensors(self) -> tuple[tuple[str, Tensor], ...]:
+        """The user's tensors with the names that error messages call them by."""
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[torch.Size, int, int]:
+        """Batch shape, n, m."""
+
+    @abstractmethod
+    def prepare(self, dtype: torch.dtype, reg: float) -> tuple[Tensor, ...]:
+        """Differentiable tensors with one flat batch dimension from which `block` works.
+
+        Args:
+            dtype: The solver's type, float32 or float64.
+            reg: The smallest eps, for a choice of precision.
+        """
+
+    @abstractmethod
+    def block(self, prepared: tuple[Tensor, ...], rows: slice, dtype: torch.dtype) -> Tensor:
+        """Rows of the cost, (B, rows, m), of type ``dtype``; a differentiable expression of ``prepared``."""
+
+    def pull_back(self, prepared: tuple[Tensor, ...], rows: slice, dtype: torch.dtype, grad: Tensor,
+                  into: tuple[Tensor, ...]) -> None:
+        """Add to ``into`` the gradients with respect to ``prepared`` of <block, grad>."""
+        with torch.enable_grad():
+            leaves = tuple(tensor.detach().requires_grad_() for tensor in prepared)
+            gradients = torch.autograd.grad(self.block(leaves, rows, dtype), leaves, grad, allow_unused=True)
+        for total, gradient in zip(into, gradients, strict=True):
+            if gradient is not None:
+                total += gradient
+
+
+class DenseCost(Cost):
+    """A cost given as a tensor (..., n, m)."""
+
+    dense = True
+
+    def __init__(self, cost: Tensor) -> None:
+        self.cost = cost
+
+    @property
+    def tensors(self) -> tuple[tuple[str, Tensor], ...]:
+        return (("cost", self.cost),)
+
+    @property
+    def shape(self) -> tuple[torch.Size, int, int]:
+        return self.cost.shape[:-2], self.cost.shape[-2], self.cost.shape[-1]
+
+    def prepare(self, dtype: torch.dtype, reg: float) -> tuple[Tensor, ...]:
+        n, m = self.cost.shape[-2:]
+        return (self.cost.to(dtype).reshape(math.prod(self.cost.shape[:-2]), n, m),)
+
+    def block(self, prepared: tuple[Tensor, ...], rows: slice, dtype: torch.dtype) -> Tensor:
+        return prepared[0][:, rows]
+
+    def pull_back(self, prepared: tuple[Tensor, ...], rows: slice, dtype: torch.dtype, grad: Tensor,
+                  into: tuple[Tensor, ...]) -> None:
+        into[0][:, rows] += grad
+
+
+class InnerProductCost(Cost):
+    r""":math:`C_{ij} = \alpha_i + \beta_j - k\,\langle x'_i, z'_j\rangle` for features x', z' that a subclass makes.
+
+    Args:
+        x: Features of the rows, (..., n, d).
+        z: Features of the columns, (..., m, d); batch dimensions broadcast with x's.
+        materialize: True builds the matrix once, False computes blocks of rows anew in every pass, None builds it
+            while it takes at most `MATERIALIZE_BYTES`.
+        precision: Arithmetic of the inner products, "float32" or "float64"; None takes float32 while its error stays
+            below 0.01 eps.  The cost itself has the solver's type either way.
+    """
+
+    scale: ClassVar[float] = 1.0
+
+    def __init__(self, x: Tensor, z: Tensor, *, materialize: bool | None = None, precision: str | None = None) -> None:
+        name = type(self).__name__
+        for label, features in (("x", x), ("z", z)):
+            if not isinstance(features, Tensor):
+                raise TypeError(f"{name}: {label} must be a torch.Tensor, got {type(features).__name__}")
+            if features.ndim < 2:
+                raise ValueError(f"{name}: {label} must have shape (..., points, d), got {tuple(features.shape)}")
+        if x.shape[-1] != z.shape[-1]:
+            raise ValueError(f"{name}: x and z must have the same feature size, got {x.shape[-1]} and {z.shape[-1]}")
+        try:
+            self._batch = torch.broadcast_shapes(x.shape[:-2], z.shape[:-2])
+        except RuntimeError as error:
+            raise ValueError(f"{name}: batch dimensions of x {tuple(x.shape[:-2])} and z {tuple(z.shape[:-2])} "
+                             "do not broadcast") from error
+        if materialize is not None and not isinstance(materialize, bool):
+            raise TypeError(f"{name}: materialize must be None, True or False, got {materialize!r}")
+        if precision not in (None, "float32", "float64"):
+            raise ValueError(f"{name}: precision must be None, 'float32' or 'float64', got {precision!r}")
+        self.x, self.z, self.materialize, self.precision = x, z, materialize, precision
+
+    @property
+    def tensors(self) -> tuple[tuple[str, Tensor], ...]:
+        return (("cost.x", self.x), ("cost.z", self.z))
+
+    @property
+    def shape(self) -> tuple[torch.Size, int, int]:
+        return self._batch, self.x.shape[-2], self.z.shape[-2]
+
+    @abstractmethod
+    def factors(self, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """alpha (B, n), beta (B, m), x' (B, n, d) and z' (B, m, d) from features in the solver's type."""
+
+    def prepare(self, dtype: torch.dtype, reg: float) -> tuple[Tensor, ...]:
+        r"""Features with :math:`\alpha` and :math:`\beta` folded in: the cost is one matrix product,
+        :math:`(x'_i, \alpha_i, 1)\cdot(-k z'_j, 1, \beta_j)`."""
+        batch = math.prod(self._batch)
+        x, z = (features.to(dtype).expand(*self._batch, *features.shape[-2:]).reshape(batch, *features.shape[-2:])
+                for features in (self.x, self.z))
+        if not self._float32_will_do(x, z, reg):
+            x, z = x.double(), z.double()
+        alpha, beta, x, z = self.factors(x, z)
+        return (torch.cat([x, alpha[..., None], torch.ones_like(alpha)[..., None]], -1),
+                torch.cat([-self.scale * z, torch.ones_like(beta)[..., None], beta[..., None]], -1))
+
+    def block(self, prepared: tuple[Tensor, ...], rows: slice, dtype: torch.dtype) -> Tensor:
+        x, z = prepared
+        with full_precision_matmul():
+            return self.finish(torch.bmm(x[:, rows], z.mT)).to(dtype)
+
+    def finish(self, cost: Tensor) -> Tensor:
+        """Last touch on a fresh block; the default changes nothing."""
+        return cost
+
+    def _float32_will_do(self, x: Tensor, z: Tensor, reg: float) -> bool:
+        if self.precision is not None:
+            return self.precision == "float32"
+        if x.dtype == torch.float64 or not x.numel() or not z.numel():
+            return True
+        alpha, beta, x, z = (factor.detach() for factor in self.factors(x, z))
+        largest = alpha.abs().max() + beta.abs().max() + self.scale * x.norm(dim=-1).max() * z.norm(dim=-1).max()
+        return 2 * float(largest) * 2.0**-24 <= 0.01 * reg
+
+
+class CosineCost(InnerProductCost):
+    r"""Cosine distance :math:`C_{ij} = 1 - \langle x_i, z_j\rangle / (|x_i||z_j|)`, in [0, 2]; 1 for a zero vector.
+
+    Example:
+        >>> import torch, uotlib
+        >>> x, z = torch.eye(2), torch.eye(2)
+        >>> uotlib.unbalanced_sinkhorn(uotlib.CosineCost(x, z), reg=0.1, reg_m=1.0).plan.argmax(-1)
+        tensor([0, 1])
+    """
+
+    def factors(self, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return x.new_ones(x.shape[:2]), z.new_zeros(z.shape[:2]), _unit(x), _unit(z)
+
+    def finish(self, cost: Tensor) -> Tensor:
+        return cost.clamp(0.0, 2.0)
+
+
+class SqEuclideanCost(InnerProductCost):
+    r"""Squared Euclidean distance :math:`C_{ij} = |x_i - z_j|^2`, never halved (GeomLoss halves it)."""
+
+    scale = 2.0
+
+    def factors(self, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        centre = z.detach().mean(dim=1, keepdim=True) if z.shape[1] else 0.0
+        x, z = x - centre, z - centre
+        return x.square().sum(-1), z.square().sum(-1), x, z
+
+    def finish(self, cost: Tensor) -> Tensor:
+        return cost.clamp_min(0.0)
+
+
+class DotCost(InnerProductCost):
+    r"""Negative inner product :math:`C_{ij} = -\langle x_i, z_j\rangle`: attention's scores as a cost."""
+
+    def factors(self, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return x.new_zeros(x.shape[:2]), z.new_zeros(z.shape[:2]), x, z
+
+
+def _unit(features: Tensor) -> Tensor:
+    return torch.nn.functional.normalize(features, dim=-1, eps=torch.finfo(features.dtype).tiny)
+
+
+@contextlib.contextmanager
+def full_precision_matmul() -> Iterator[None]:
+    """TF32 and autocast off: an error of 1e-3 in a cost is 10 in the exponent at eps 1e-4."""
+    allowed = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        with torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False):
+            yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = allowed

@@ -1,0 +1,144 @@
+r"""The Gibbs kernel :math:`e^{-C/\varepsilon}` of a batch of costs as an operator: cost and backend put together.
+
+Everything that reads a cost goes through here.  A dense cost is read in place; a feature cost is built once or comes
+as blocks of rows, each computed, used and dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .backends.base import WEAK_COLUMN, Backend, log_scaling
+from .costs import MATERIALIZE_BYTES, Cost
+from .problem import Problem
+
+#: Rows of the cost that its spread is taken from.
+SAMPLED_ROWS = 32
+
+
+@dataclass
+class Sweep:
+    """What one pass over the cost tells: log-sum-exps of rows and columns, and log u.  All (A, n) or (A, m)."""
+
+    row_lse: Tensor
+    col_lse: Tensor
+    log_u: Tensor
+
+
+class GibbsKernel:
+    """A batch of costs bound to a backend.
+
+    Args:
+        problem: Gives the cost and the map from problems to entries of its batch.
+        backend: Runs the blocks.
+        block_bytes: Memory that a block may take, temporaries included.
+    """
+
+    def __init__(self, problem: Problem, backend: Backend, block_bytes: int) -> None:
+        self.cost: Cost = problem.cost
+        self.backend, self.block_bytes, self.cost_items = backend, block_bytes, problem.cost_items
+        self.batch, self.dtype = problem.batch, problem.dtype
+        _, self.n, self.m = self.cost.shape
+        with torch.no_grad():
+            self.prepared = self.cost.prepare(problem.dtype, problem.smallest_reg)
+            self.matrix = self._whole_matrix()
+
+    def _whole_matrix(self) -> Tensor | None:
+        """The cost as one tensor with unit stride along the columns, unless it is to be streamed."""
+        if self.cost.dense:
+            matrix = self.cost.block(self.prepared, slice(None), self.dtype)
+            return matrix if matrix.stride(-1) == 1 or self.m == 1 else matrix.contiguous()
+        entries = len(self.prepared[0]) * self.n * self.m
+        wanted = self.cost.materialize
+        if wanted is False or (wanted is None and entries * self.dtype.itemsize > MATERIALIZE_BYTES):
+            return None
+        matrix = torch.empty(len(self.prepared[0]), self.n, self.m, dtype=self.dtype, device=self.prepared[0].device)
+        step = max(1, self.block_bytes // max(1, entries // self.n * 16))
+        for start in range(0, self.n, step):
+            rows = slice(start, start + step)
+            matrix[:, rows] = self.cost.block(self.prepared, rows, self.dtype)
+        return matrix
+
+    def blocks(self, items: Tensor | None = None,
+               bytes_per_entry: int = 0) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
+        """(rows, cost block, items of that block) for the active problems; at most ``block_bytes`` at a time."""
+        entries = self.items_of(items)
+        batch = self.batch if items is None else len(items)
+        streamed = 0 if self.matrix is not None else 4 * self.dtype.itemsize
+        bytes_per_entry = max(bytes_per_entry, self.backend.bytes_per_entry + streamed)
+        step = max(1, self.block_bytes // max(1, batch * self.m * bytes_per_entry)) if bytes_per_entry else self.n
+        prepared = self.prepared
+        if self.matrix is None and entries is not None:
+            prepared, entries = tuple(tensor.index_select(0, entries) for tensor in prepared), None
+        for start in range(0, self.n, step):
+            rows = slice(start, min(start + step, self.n))
+            yield rows, self._block(prepared, rows), entries
+
+    def _block(self, prepared: tuple[Tensor, ...], rows: slice) -> Tensor:
+        """Rows of the cost.  Not part of the generator above: one that yields with gradients off may leave them off."""
+        if self.matrix is not None:
+            return self.matrix[:, rows]
+        with torch.no_grad():
+            return self.cost.block(prepared, rows, self.dtype)
+
+    def spread(self) -> Tensor:
+        """Half the difference of the largest and smallest finite cost over a sample of rows, (B,), float64."""
+        rows = slice(None, None, max(1, self.n // SAMPLED_ROWS))
+        block = self._block(self.prepared, rows)
+        finite = torch.isfinite(block)
+        high = torch.where(finite, block, -torch.inf).amax((1, 2))
+        low = torch.where(finite, block, torch.inf).amin((1, 2))
+        spread = 0.5 * (high - low).double()
+        spread = torch.where(torch.isfinite(spread), spread, 0.0)
+        return spread if self.cost_items is None else spread[self.cost_items]
+
+    def items_of(self, items: Tensor | None) -> Tensor | None:
+        """Entries of the cost's batch that these problems use; None for all in order."""
+        if self.cost_items is None:
+            return items
+        return self.cost_items if items is None else self.cost_items.index_select(0, items)
+
+    def sweep(self, log_v: Tensor, offset: Tensor, damping: Tensor, reg: Tensor, shift: Tensor,
+              items: Tensor | None = None) -> Sweep:
+        """Row update and, with it, the columns' log-sum-exps: one pass over the cost (`Backend.sweep`).
+
+        Columns whose sum may have underflowed are redone with a running maximum; their cost is read again.
+        """
+        col_mass = torch.zeros_like(log_v)
+        row_lse = torch.empty_like(offset)
+        for rows, block, entries in self.blocks(items):
+            row_lse[:, rows] = self.backend.sweep(block, log_v, offset[:, rows], damping, reg, shift, col_mass, entries)
+        log_u = log_scaling(offset, damping, row_lse)
+        alive = log_v > -torch.inf
+        col_lse = torch.where(alive, col_mass.log() + shift[:, None] - torch.where(alive, log_v, 0.0), -torch.inf)
+        weak = alive & ~((col_mass >= WEAK_COLUMN) & (col_mass <= 1 / WEAK_COLUMN))
+        if self.backend.asynchronous or bool(weak.any()):
+            col_lse = torch.where(weak, self.col_lse(log_u, reg, weak, items), col_lse)
+        return Sweep(row_lse, col_lse, log_u)
+
+    def row_lse(self, log_v: Tensor, reg: Tensor, items: Tensor | None = None) -> Tensor:
+        r""":math:`\log\sum_j e^{\log v_j - C_{ij}/\varepsilon}`, (A, n)."""
+        parts = [self.backend.row_lse(block, log_v, reg, entries) for _, block, entries in self.blocks(items)]
+        return torch.cat(parts, 1)
+
+    def col_lse(self, log_u: Tensor, reg: Tensor, mask: Tensor, items: Tensor | None = None) -> Tensor:
+        r""":math:`\log\sum_i e^{\log u_i - C_{ij}/\varepsilon}` where mask holds, -inf elsewhere, (A, m)."""
+        total = torch.full_like(mask, -torch.inf, dtype=torch.float64)
+        for rows, block, entries in self.blocks(items):
+            total = torch.logaddexp(total, self.backend.col_lse_masked(block, log_u[:, rows], reg, mask, entries))
+        return total
+
+    def panels(self, log_u: Tensor, log_v: Tensor, reg: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """Blocks of rows of the plan, (B, rows, m), in the solver's type."""
+        for rows, _, plan in self.plan_and_cost(log_u, log_v, reg):
+            yield rows, plan
+
+    def plan_and_cost(self, log_u: Tensor, log_v: Tensor, reg: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """(rows, cost, plan) block by block, both (B, rows, m)."""
+        for rows, block, entries in self.blocks(bytes_per_entry=3 * self.dtype.itemsize):
+            plan = self.backend.panel(block, log_u[:, rows], log_v, reg, entries)
+            yield rows, block if entries is None else block.index_select(0, entries), plan

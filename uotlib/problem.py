@@ -1,0 +1,265 @@
+r"""The only place where input is checked, broadcast and put into the form that the solver works on."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from .costs import Cost, DenseCost
+from .divergences import KLPenalty
+
+#: Totals that must agree (both marginals exact) may differ by this much, relative to the larger.
+TOTALS_RTOL = {torch.float32: 1e-5, torch.float64: 1e-9}
+
+
+@dataclass(frozen=True)
+class Side:
+    r"""One side of the plan: masses, penalty, and the reference log-weight :math:`\alpha` of its convention.
+
+    The plan is :math:`e^{\alpha_i + \beta_j + (f_i+g_j-C_{ij})/\varepsilon}` with :math:`\alpha = \log a` ("kl") or 0
+    ("entropy"), and the half-step :math:`f = \lambda(\log a - \alpha - \mathrm{LSE})` for both, with
+    :math:`\lambda = \tau\varepsilon/(\tau+\varepsilon)`.
+
+    Args:
+        mass: (B, n), float64.
+        log_mass: Its logarithm.
+        reference: alpha, (B, n).
+        residual: log a - alpha, (B, n): 0 or log a.
+        penalty: The marginal penalty, tau of shape (B,).
+    """
+
+    mass: Tensor
+    log_mass: Tensor
+    reference: Tensor
+    residual: Tensor
+    penalty: KLPenalty
+
+    @cached_property
+    def massive(self) -> Tensor:
+        """Points that take part, (B, n)."""
+        return self.mass > 0
+
+    def log_scaling(self, potential: Tensor, reg: Tensor) -> Tensor:
+        r""":math:`\log u = \alpha + f/\varepsilon`, -inf for a point without mass or that nothing can reach."""
+        out = ~self.massive | torch.isinf(potential)
+        return (potential / reg[:, None] + self.reference).masked_fill_(out, -torch.inf)
+
+    def half_step(self, reg: Tensor) -> tuple[Tensor, Tensor]:
+        r"""(offset, damping) of :math:`\log u = \mathtt{offset} - \mathtt{damping}\cdot\mathrm{LSE}`."""
+        damping = self.penalty.damping(reg)
+        return self.reference + damping[:, None] * self.residual, damping
+
+    def potential(self, lse: Tensor, reg: Tensor) -> Tensor:
+        r""":math:`f = \lambda(\log a - \alpha - \mathrm{LSE})`; +inf for a point that nothing can reach."""
+        step = (reg * self.penalty.damping(reg))[:, None] * (self.residual - lse)
+        return step.masked_fill_(torch.isneginf(self.residual), -torch.inf)
+
+    def select(self, items: Tensor) -> Side:
+        return Side(self.mass[items], self.log_mass[items], self.reference[items], self.residual[items],
+                    KLPenalty(self.penalty.tau[items]))
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A batch of problems with one flat batch dimension B; vectors are float64 and carry no gradient.
+
+    Args:
+        cost: The user's cost.
+        cost_items: Which entry of the cost's own batch each problem uses, (B,); None if they are the same.
+        rows, cols: The two sides.
+        reg: eps, (B,).
+        smallest_reg: A number not above any eps, for choices of precision made on the host.
+        reg_type: "kl" or "entropy".
+        batch_shape: The batch as the user sees it.
+        dtype, device: Of the cost as solved and of every answer.
+        inputs: The user's masses and parameters, shaped (B, n), (B, m), (B,), (B,), (B,), still attached to autograd.
+        named: Every input tensor with its name, to notice a change after the solve.
+    """
+
+    cost: Cost
+    cost_items: Tensor | None
+    rows: Side
+    cols: Side
+    reg: Tensor
+    smallest_reg: float
+    reg_type: str
+    batch_shape: torch.Size
+    dtype: torch.dtype
+    device: torch.device
+    inputs: tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+    named: tuple[tuple[str, Tensor], ...]
+
+    @property
+    def batch(self) -> int:
+        return math.prod(self.batch_shape)
+
+    @property
+    def both_exact(self) -> Tensor:
+        return self.rows.penalty.exact & self.cols.penalty.exact
+
+
+def build_problem(cost: object, a: object, b: object, reg: object, reg_m: object, reg_type: object) -> Problem:
+    """Check the arguments of `uotlib.unbalanced_sinkhorn` and make a `Problem`; see there for what is raised."""
+    if reg_type not in ("kl", "entropy"):
+        raise ValueError(f"reg_type must be 'kl' or 'entropy', got {reg_type!r}")
+    cost = _as_cost(cost)
+    cost_batch, n, m = cost.shape
+    if n == 0 or m == 0:
+        raise ValueError(f"cost must have at least one row and one column, got {n} x {m}")
+    named = list(cost.tensors)
+    device = named[0][1].device
+    dtypes = [tensor.dtype for _, tensor in named] + [mass.dtype for mass in (a, b) if isinstance(mass, Tensor)]
+    dtype = torch.float64 if torch.float64 in dtypes else torch.float32
+
+    pair = tuple(reg_m) if isinstance(reg_m, tuple | list) else (reg_m, reg_m)
+    if len(pair) != 2:
+        raise ValueError(f"reg_m must be a number, a tensor over the batch, or a pair of these, got {len(pair)} values")
+    tau_a, tau_b = pair
+    scalars = {"reg": reg, "reg_m[0]" if tau_a is not tau_b else "reg_m": tau_a, "reg_m[1]": tau_b}
+    masses = {"a": (a, n), "b": (b, m)}
+    named += [(name, value) for name, value in scalars.items() if isinstance(value, Tensor)]
+    named += [(name, value) for name, (value, _) in masses.items() if isinstance(value, Tensor)]
+    for name, (value, points) in masses.items():
+        _check_mass(name, value, points, device)
+    for name, value in scalars.items():
+        _check_scalar(name, value, device, allow_inf=name != "reg")
+    for name, tensor in named:
+        _check_float(name, tensor)
+        if tensor.device != device and tensor.ndim:
+            raise ValueError(f"{name} is on {tensor.device} but {named[0][0]} is on {device}")
+
+    batch_shape = _broadcast_batch(cost_batch, masses, scalars)
+    batch = math.prod(batch_shape)
+
+    def over_batch(value: object) -> Tensor:
+        tensor = value if isinstance(value, Tensor) else torch.tensor(float(value), dtype=torch.float64)  # type: ignore[arg-type]
+        return tensor.to(device=device, dtype=torch.float64).expand(batch_shape).reshape(batch)
+
+    def mass_over_batch(value: object, points: int) -> Tensor:
+        if isinstance(value, Tensor):
+            return value.double().expand(*batch_shape, points).reshape(batch, points)
+        return torch.full((batch, points), 1.0 / points, dtype=torch.float64, device=device)
+
+    inputs = (mass_over_batch(a, n), mass_over_batch(b, m), over_batch(reg), over_batch(tau_a), over_batch(tau_b))
+    a64, b64, reg64, tau_a64, tau_b64 = (tensor.detach() for tensor in inputs)
+    problem = Problem(
+        cost=cost, cost_items=_cost_items(cost_batch, batch_shape, device),
+        rows=_side(a64, tau_a64, reg_type), cols=_side(b64, tau_b64, reg_type), reg=reg64,
+        smallest_reg=_smallest(reg, reg64), reg_type=reg_type, batch_shape=batch_shape, dtype=dtype, device=device,
+        inputs=inputs, named=tuple(named))
+    if device.type == "cpu":
+        _check_values(problem)
+    return problem
+
+
+def _side(mass: Tensor, tau: Tensor, reg_type: str) -> Side:
+    log_mass = mass.log()
+    zeros = torch.zeros_like(mass)
+    reference, residual = (log_mass, zeros) if reg_type == "kl" else (zeros, log_mass)
+    return Side(mass, log_mass, reference, residual, KLPenalty(tau))
+
+
+def _as_cost(cost: object) -> Cost:
+    if isinstance(cost, Cost):
+        return cost
+    if not isinstance(cost, Tensor):
+        raise TypeError(f"cost must be a torch.Tensor or a cost object such as CosineCost, got {type(cost).__name__}")
+    if cost.ndim < 2:
+        raise ValueError(f"cost must have shape (..., n, m), got {tuple(cost.shape)}")
+    return DenseCost(cost)
+
+
+def _check_float(name: str, tensor: Tensor) -> None:
+    if not tensor.dtype.is_floating_point:
+        raise TypeError(f"{name} must have a floating-point dtype, got {tensor.dtype}")
+    if tensor.layout != torch.strided:
+        raise TypeError(f"{name} must be a dense tensor, got layout {tensor.layout}")
+
+
+def _check_mass(name: str, mass: object, points: int, device: torch.device) -> None:
+    if mass is None:
+        return
+    if not isinstance(mass, Tensor):
+        raise TypeError(f"{name} must be None or a torch.Tensor, got {type(mass).__name__}")
+    if mass.ndim == 0 or mass.shape[-1] != points:
+        raise ValueError(f"{name} must have shape (..., {points}) to fit the cost, got {tuple(mass.shape)}")
+    if mass.device != device:
+        raise ValueError(f"{name} is on {mass.device} but the cost is on {device}")
+
+
+def _check_scalar(name: str, value: object, device: torch.device, allow_inf: bool) -> None:
+    if isinstance(value, Tensor):
+        return
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        hint = " or a pair of these" if name.startswith("reg_m") else ""
+        raise TypeError(f"{name} must be a number or a tensor over the batch{hint}, got {type(value).__name__}")
+    if not value > 0 or (math.isinf(value) and not allow_inf):
+        raise ValueError(f"{name} must be positive{'' if allow_inf else ' and finite'}, got {value}")
+
+
+def _broadcast_batch(cost_batch: torch.Size, masses: dict, scalars: dict) -> torch.Size:
+    shapes = {"cost": cost_batch}
+    shapes |= {name: value.shape[:-1] for name, (value, _) in masses.items() if isinstance(value, Tensor)}
+    shapes |= {name: value.shape for name, value in scalars.items() if isinstance(value, Tensor)}
+    try:
+        return torch.broadcast_shapes(*shapes.values())
+    except RuntimeError as error:
+        listed = ", ".join(f"{name} {tuple(shape)}" for name, shape in shapes.items())
+        raise ValueError(f"batch dimensions do not broadcast: {listed}") from error
+
+
+def _cost_items(cost_batch: torch.Size, batch_shape: torch.Size, device: torch.device) -> Tensor | None:
+    if cost_batch == batch_shape:
+        return None
+    items = torch.arange(math.prod(cost_batch), device=device).reshape(cost_batch)
+    return items.expand(batch_shape).reshape(-1).contiguous()
+
+
+def _smallest(reg: object, reg64: Tensor) -> float:
+    if not isinstance(reg, Tensor):
+        return float(reg)  # type: ignore[arg-type]
+    return float(reg64.min()) if reg64.numel() and reg64.device.type == "cpu" else 1e-6
+
+
+def _check_values(problem: Problem) -> None:
+    for name, tensor in problem.named:
+        if name.startswith("cost"):
+            _check_cost_values(name, tensor, dense=problem.cost.dense)
+    for name, mass in (("a", problem.rows.mass), ("b", problem.cols.mass)):
+        bad = ~(mass >= 0) | torch.isinf(mass)
+        if bad.any():
+            raise ValueError(f"{name} must be finite and non-negative, got {mass[bad][0].item():g} "
+                             f"({int(bad.sum())} such entries)")
+    for name, value in (("reg", problem.reg), ("reg_m", problem.rows.penalty.tau), ("reg_m", problem.cols.penalty.tau)):
+        bad = ~(value > 0) | (torch.isinf(value) if name == "reg" else torch.zeros_like(value, dtype=torch.bool))
+        if bad.any():
+            raise ValueError(f"{name} must be positive{' and finite' if name == 'reg' else ''}, "
+                             f"got {value[bad][0].item():g}")
+    _check_totals(problem)
+
+
+def _check_cost_values(name: str, tensor: Tensor, dense: bool) -> None:
+    if not tensor.numel():
+        return
+    low, high = tensor.detach().amin(), tensor.detach().amax()
+    if torch.isnan(low):
+        raise ValueError(f"{name} must not contain NaN, got {int(torch.isnan(tensor).sum())} of them")
+    if torch.isneginf(low):
+        raise ValueError(f"{name} must not contain -inf, got {int(torch.isneginf(tensor).sum())} of them")
+    if not dense and torch.isinf(high):
+        raise ValueError(f"{name} must be finite, got {int(torch.isinf(tensor).sum())} infinite entries")
+
+
+def _check_totals(problem: Problem) -> None:
+    total_a, total_b = problem.rows.mass.sum(-1), problem.cols.mass.sum(-1)
+    apart = (total_a - total_b).abs() > TOTALS_RTOL[problem.dtype] * torch.maximum(total_a, total_b)
+    wrong = problem.both_exact & apart
+    if wrong.any():
+        item = int(wrong.nonzero()[0])
+        where = f" (item {item} of the batch)" if problem.batch > 1 else ""
+        raise ValueError(f"with reg_m infinite on both sides a and b must have the same total, got sum(a) = "
+                         f"{total_a[item].item():g} and sum(b) = {total_b[item].item():g}{where}")
