@@ -1,0 +1,301 @@
+r"""The one loop: textbook Sinkhorn, and its annealed, translated and accelerated form.  Shared by every backend.
+
+The state is the column potential g.  A sweep from g gives f, the marginals of the plan of (f, g) and the next g in one
+pass over the cost, so that every pass certifies its own pair.  With ``tol = 0`` nothing here waits for the device.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from . import certificate
+from .anderson import Anderson
+from .annealing import Annealing
+from .operators import GibbsKernel, Sweep
+from .options import Progress, SolverOptions
+from .problem import Problem
+
+#: Unit roundoff of the arithmetic on costs of each type.
+ROUNDOFF = {torch.float32: 2.0**-24, torch.float64: 2.0**-53}
+#: Passes without progress, near what rounding allows, after which the solver stops.
+STALL_PASSES = 30
+
+
+@dataclass
+class Pair:
+    """Potentials with the log-sum-exps that belong to them: rows from g, columns from f.  float64, (A, n) or (A, m)."""
+
+    f: Tensor
+    g: Tensor
+    log_u: Tensor
+    log_v: Tensor
+    row_lse: Tensor
+    col_lse: Tensor
+
+    @cached_property
+    def row_mass(self) -> Tensor:
+        return torch.exp(self.log_u + self.row_lse)
+
+    @cached_property
+    def col_mass(self) -> Tensor:
+        return torch.exp(self.log_v + self.col_lse)
+
+
+@dataclass
+class Outcome:
+    """The pair of every problem of the batch, and how it was reached.  Scalars per item, (B,)."""
+
+    pair: Pair
+    violation: Tensor
+    gap: Tensor
+    n_iter: Tensor
+    converged: Tensor
+    at_floor: Tensor
+
+
+def solve(problem: Problem, kernel: GibbsKernel, method: str, max_iter: int, tol: float | None,
+          init: tuple[Tensor, Tensor] | None, options: SolverOptions) -> Outcome:
+    """Run the loop on checked input; see `uotlib.unbalanced_sinkhorn` for the arguments."""
+    loop = _Textbook if method == "sinkhorn" else _Accelerated
+    with torch.no_grad():
+        return loop(problem, kernel, max_iter, tol, init, options).run()
+
+
+class _Loop:
+    """What both methods share: the active items, a step, the bookkeeping of finished items."""
+
+    def __init__(self, problem: Problem, kernel: GibbsKernel, max_iter: int, tol: float | None,
+                 init: tuple[Tensor, Tensor] | None, options: SolverOptions) -> None:
+        self.problem, self.kernel, self.max_iter, self.tol, self.options = problem, kernel, max_iter, tol, options
+        self.synchronous = tol is None or tol > 0
+        self.items: Tensor | None = None
+        self.rows, self.cols, self.reg = problem.rows, problem.cols, problem.reg
+        self.eps = self.reg
+        batch, n, m = problem.batch, kernel.n, kernel.m
+        self.g = torch.zeros(batch, m, dtype=torch.float64, device=problem.device) if init is None else init[1]
+        self.reachable = torch.ones(batch, m, dtype=torch.bool, device=problem.device)
+        self.shift = _mass_scale(problem)
+        self.passes = 0
+
+        def empty(size: int) -> Tensor:
+            return torch.full((batch, size), torch.nan, dtype=torch.float64, device=problem.device)
+
+        self.pair = Pair(empty(n), empty(m), empty(n), empty(m), empty(n), empty(m))
+        self.violation = torch.full((batch,), torch.nan, dtype=torch.float64, device=problem.device)
+        self.n_iter = torch.zeros(batch, dtype=torch.int64, device=problem.device)
+        self.at_floor = torch.zeros(batch, dtype=torch.bool, device=problem.device)
+
+    def sweep(self) -> tuple[Pair, Tensor]:
+        """One pass at the current g and eps: the pair (f, g), and the column potential that f asks for."""
+        log_v = self.cols.log_scaling(torch.where(self.reachable, self.g, torch.inf), self.eps)
+        offset, damping = self.rows.half_step(self.eps)
+        swept: Sweep = self.kernel.sweep(log_v, offset, damping, self.eps, self.shift, self.items)
+        self.passes += 1
+        f = self.rows.potential(swept.row_lse, self.eps)
+        answer = self.cols.potential(swept.col_lse, self.eps)
+        alive = log_v > -torch.inf
+        self.reachable = self.reachable & (torch.isfinite(answer) | ~alive)
+        answer = torch.where(alive & self.reachable, answer, self.g)
+        g, log_v = torch.where(self.reachable, self.g, torch.inf), torch.where(self.reachable, log_v, -torch.inf)
+        return Pair(f, g, swept.log_u, log_v, swept.row_lse, swept.col_lse), answer
+
+    def tolerance(self, pair: Pair, reg: Tensor) -> Tensor | float:
+        """tol, or where none was given the default of `uotlib.unbalanced_sinkhorn`."""
+        return self.tol if self.tol else (4 * roundoff(pair, reg, self.problem.dtype)).clamp_min(1e-5)
+
+    def finish(self, done: Tensor | None, pair: Pair, violation: Tensor, n_iter: int, at_floor: Tensor | None) -> None:
+        """Write down the answers of the active items where ``done`` holds (None: all of them)."""
+        target = slice(None) if self.items is None else self.items
+        if done is not None:
+            target = done.nonzero()[:, 0] if self.items is None else self.items[done]
+        source = slice(None) if done is None else done
+        for name in ("f", "g", "log_u", "log_v", "row_lse", "col_lse"):
+            getattr(self.pair, name)[target] = getattr(pair, name)[source]
+        self.violation[target] = violation[source]
+        self.n_iter[target] = n_iter
+        if at_floor is not None:
+            self.at_floor[target] = at_floor[source]
+
+    def select(self, keep: Tensor) -> None:
+        """Go on with the active items where ``keep`` holds."""
+        kept = keep.nonzero()[:, 0]
+        self.items = kept if self.items is None else self.items[kept]
+        self.rows, self.cols = self.rows.select(kept), self.cols.select(kept)
+        for name in ("reg", "eps", "g", "reachable", "shift"):
+            setattr(self, name, getattr(self, name)[kept])
+
+    def report(self, violation: Tensor) -> None:
+        if self.options.progress is False or not len(violation):
+            return
+        state = Progress(self.passes, float(self.eps.max()), float(violation.max()), len(violation))
+        if callable(self.options.progress):
+            self.options.progress(state)
+        else:
+            print(f"pass {state.n_iter:5d}  eps {state.reg:.3g}  violation {state.violation:.3e}  "
+                  f"running {state.running}", file=sys.stderr)
+
+    def outcome(self) -> Outcome:
+        """Complete the potentials of columns that took no part, and certify every pair."""
+        pair, rows, cols, reg = self.pair, self.problem.rows, self.problem.cols, self.problem.reg
+        idle = torch.isneginf(pair.log_v)
+        if self.problem.device.type != "cpu" or bool(idle.any()):
+            lse = self.kernel.col_lse(pair.log_u, reg, idle)
+            pair.col_lse = torch.where(idle, lse, pair.col_lse)
+            pair.g = torch.where(idle, cols.potential(lse, reg), pair.g)
+        gap = certificate.gap(rows, cols, pair.f, pair.g, pair.row_mass, pair.col_mass)
+        converged = self.violation <= self.tolerance(pair, reg)
+        return Outcome(pair, self.violation, gap, self.n_iter, converged, self.at_floor & ~converged)
+
+
+class _Textbook(_Loop):
+    """Alternating half-steps at the target eps, step for step as POT takes them; returns POT's pair (f_k, g_k).
+
+    Rows of that pair are known only after the next pass, so that k iterations take k + 1 passes.
+    """
+
+    def run(self) -> Outcome:
+        before: Pair | None = None
+        for iteration in range(self.max_iter + 1):
+            here, answer = self.sweep()
+            last = iteration == self.max_iter
+            if before is not None:
+                pair = Pair(before.f, here.g, before.log_u, here.log_v, here.row_lse, before.col_lse)
+                violation = certificate.violation(self.rows, self.cols, pair.f, pair.g, pair.row_mass, pair.col_mass)
+                if last:
+                    self.finish(None, pair, violation, iteration, None)
+                    break
+                if self.synchronous and iteration % self.options.check_every == 0:
+                    done = violation <= self.tolerance(pair, self.reg)
+                    self.report(violation)
+                    if bool(done.any()):
+                        self.finish(done, pair, violation, iteration, None)
+                        if bool(done.all()):
+                            break
+                        self.select(~done)
+                        here, answer = _keep(here, ~done), answer[~done]
+            before, self.g = here, answer
+        return self.outcome()
+
+
+class _Accelerated(_Loop):
+    """Annealing of eps, exact translation and safeguarded Anderson acceleration: same fixed point, far fewer passes."""
+
+    def __init__(self, problem: Problem, kernel: GibbsKernel, max_iter: int, tol: float | None,
+                 init: tuple[Tensor, Tensor] | None, options: SolverOptions) -> None:
+        super().__init__(problem, kernel, max_iter, tol, init, options)
+        batch = problem.batch
+        spread = torch.zeros_like(self.reg) if init is not None else kernel.spread()
+        self.annealing = Annealing(self.reg, spread, kernel.m, max_iter, options)
+        self.eps = self.annealing.eps
+        self.anderson = Anderson(options.anderson_depth, batch, kernel.m, problem.device)
+        infinite = torch.full((batch,), torch.inf, dtype=torch.float64, device=problem.device)
+        self.best, self.best_answer = infinite, self.g
+        self.record, self.record_pass = infinite, torch.zeros_like(self.n_iter)
+        self.confirming = torch.zeros(batch, dtype=torch.bool, device=problem.device)
+        self.before: Pair | None = None
+
+    def run(self) -> Outcome:
+        while len(self.reg):
+            here, answer = self.sweep()
+            pair, violation = self._certified(here)
+            at_target = self.annealing.at_target
+            last = self.passes >= self.max_iter
+            if last:
+                self.finish(None, pair, violation, self.passes, None)
+                break
+            close = at_target & (violation <= self.tolerance(here, self.reg))
+            if self.synchronous and self.passes % self.options.check_every == 0:
+                self.report(violation)
+                stalled = at_target & self._stalled(here, violation)
+                done = (close & (self.confirming | ~self._one_sided)) | stalled
+                if bool(done.any()):
+                    self.finish(done, pair, violation, self.passes, stalled)
+                    self.select(~done)
+                    keep = ~done
+                    here, answer, violation = _keep(here, keep), answer[keep], violation[keep]
+                    close = close[keep]
+            self._advance(here, answer, violation, close)
+        return self.outcome()
+
+    @property
+    def _one_sided(self) -> Tensor:
+        """Only the columns' marginal is exact: their update must come last, which the next pass has to confirm."""
+        return self.cols.penalty.exact & ~self.rows.penalty.exact
+
+    def _certified(self, here: Pair) -> tuple[Pair, Tensor]:
+        """The pair that this pass certifies: (f, g) of the pass; while confirming, (f of the pass before, g)."""
+        pair = here
+        if self.before is not None:
+            old, new = self.before, here
+            confirmed = Pair(old.f, new.g, old.log_u, new.log_v, new.row_lse, old.col_lse)
+            pair = Pair(*(torch.where(self.confirming[:, None], getattr(confirmed, name), getattr(new, name))
+                          for name in ("f", "g", "log_u", "log_v", "row_lse", "col_lse")))
+        return pair, certificate.violation(self.rows, self.cols, pair.f, pair.g, pair.row_mass, pair.col_mass)
+
+    def _stalled(self, here: Pair, violation: Tensor) -> Tensor:
+        """No progress for a while, at a violation that rounding explains."""
+        improved = violation < 0.9 * self.record
+        self.record = torch.where(improved, violation, self.record)
+        self.record_pass = torch.where(improved, self.passes, self.record_pass)
+        floor = 16 * roundoff(here, self.reg, self.problem.dtype).clamp_min(ROUNDOFF[self.problem.dtype])
+        return (self.passes - self.record_pass >= STALL_PASSES) & (violation <= floor)
+
+    def _advance(self, here: Pair, answer: Tensor, violation: Tensor, close: Tensor) -> None:
+        """Choose the next g and eps of every active item."""
+        options = self.options
+        moved = answer - certificate.optimal_shift(self.rows, self.cols, here.f, torch.where(
+            self.reachable, answer, torch.inf))[:, None]
+
+        rejected = violation > options.safeguard * self.best
+        better = violation < self.best
+        self.best = torch.where(rejected, torch.inf, torch.where(better, violation, self.best))
+        retreat = self.best_answer
+        self.best_answer = torch.where(better[:, None], moved, self.best_answer)
+
+        leaving, solved = self.annealing.level_done(violation, self.passes)
+        weight = self.cols.penalty.target(self.cols.mass, torch.where(self.reachable, self.g, torch.inf))
+        self.anderson.restart(rejected | (self.annealing.level_pass <= options.anderson_start))
+        accelerated = self.anderson.extrapolate(self.g, moved, weight)
+        start = self.annealing.descend(leaving, solved, moved)
+        self.g = torch.where(rejected[:, None], retreat, torch.where(leaving[:, None], start, accelerated))
+
+        self.anderson.restart(rejected | leaving)
+        self.eps = self.annealing.eps
+        self.best = torch.where(leaving, torch.inf, self.best)
+        self.record = torch.where(leaving, torch.inf, self.record)
+
+        final = self.passes == self.max_iter - 1
+        self.confirming = self._one_sided & (close | (self.annealing.at_target & final))
+        self.g = torch.where(self.confirming[:, None], answer, self.g)
+        self.before = here
+
+    def select(self, keep: Tensor) -> None:
+        super().select(keep)
+        self.anderson.select(keep)
+        self.annealing.select(keep)
+        for name in ("best", "best_answer", "record", "record_pass", "confirming"):
+            setattr(self, name, getattr(self, name)[keep])
+
+
+def roundoff(pair: Pair, reg: Tensor, dtype: torch.dtype) -> Tensor:
+    """Relative error of the plan that one rounding of a potential makes in this type, (A,)."""
+    return ROUNDOFF[dtype] * torch.maximum(_largest(pair.f), _largest(pair.g)) / reg
+
+
+def _largest(potential: Tensor) -> Tensor:
+    return torch.where(torch.isfinite(potential), potential.abs(), 0.0).amax(-1)
+
+
+def _keep(pair: Pair, keep: Tensor) -> Pair:
+    return Pair(*(getattr(pair, name)[keep] for name in ("f", "g", "log_u", "log_v", "row_lse", "col_lse")))
+
+
+def _mass_scale(problem: Problem) -> Tensor:
+    """Logarithm of the mass that sums are scaled by: the geometric mean of the totals, 1 where one is empty."""
+    scale = 0.5 * (problem.rows.mass.sum(-1).log() + problem.cols.mass.sum(-1).log())
+    return torch.where(torch.isfinite(scale), scale, 0.0)
