@@ -1,0 +1,12 @@
+"""Batched, differentiable, entropic unbalanced optimal transport for PyTorch."""
+
+from .api import unbalanced_sinkhorn
+from .costs import CosineCost, Cost, DotCost, SqEuclideanCost
+from .exceptions import BackendUnavailable, ConvergenceWarning
+from .options import Progress, SolverOptions
+from .solution import Solution
+
+__version__ = "0.1.0"
+
+__all__ = ["BackendUnavailable", "ConvergenceWarning", "CosineCost", "Cost", "DotCost", "Progress", "Solution",
+           "SolverOptions", "SqEuclideanCost", "unbalanced_sinkhorn"]

@@ -1,0 +1,165 @@
+"""The public solver: what it takes, what it promises, what it refuses."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .backends import choose
+from .costs import Cost
+from .exceptions import ConvergenceWarning
+from .operators import GibbsKernel
+from .options import SolverOptions
+from .problem import Problem, build_problem
+from .solution import Solution
+from .solver import Outcome, solve
+
+Scalar = float | Tensor
+
+
+def unbalanced_sinkhorn(cost: Tensor | Cost, a: Tensor | None = None, b: Tensor | None = None, *,
+                        reg: Scalar, reg_m: Scalar | Sequence[Scalar], reg_type: str = "kl", method: str = "auto",
+                        max_iter: int = 1000, tol: float | None = None, init: tuple[Tensor, Tensor] | None = None,
+                        grad: str = "implicit", backend: str = "auto",
+                        options: SolverOptions | None = None) -> Solution:
+    r"""Entropic unbalanced optimal transport between batches of measures, with a certificate.
+
+    .. math::
+        \min_{T \ge 0} \langle C, T\rangle + \tau_a \mathrm{KL}(T\mathbf 1\,|\,a)
+        + \tau_b \mathrm{KL}(T^\top\mathbf 1\,|\,b) + \varepsilon\,\mathrm{KL}(T\,|\,a b^\top),
+        \qquad \mathrm{KL}(p|q) = \sum p\log(p/q) - p + q
+
+    With ``reg_type="entropy"`` the last term is :math:`\varepsilon\sum T(\log T - 1)`.  The plan is
+    :math:`T_{ij} = a_i b_j e^{(f_i+g_j-C_ij)/\varepsilon}` ("kl") or :math:`e^{(f_i+g_j-C_{ij})/\varepsilon}`
+    ("entropy"); the two differ where a penalty is finite.
+
+    Args:
+        cost: Tensor (..., n, m), +inf for a forbidden pair, or a cost object (`CosineCost`, `SqEuclideanCost`,
+            `DotCost`) with features (..., n, d) and (..., m, d).  Any strides.
+        a, b: Masses (..., n) and (..., m), finite and >= 0, never renormalised; a zero takes its point out of the
+            problem, which is how ragged batches are padded.  None is uniform with total 1.  Batch dimensions of every
+            argument broadcast.
+        reg: eps > 0, in units of the cost: a float, or a tensor over the batch.
+        reg_m: tau > 0, in units of the cost: a float, a tensor over the batch, or a pair of these for (a, b);
+            ``math.inf`` makes that marginal exact.
+        reg_type: "kl" or "entropy", as POT calls them.
+        method: "sinkhorn" is the textbook iteration, step for step POT's.  "auto" anneals eps, translates and
+            accelerates: the same fixed point in far fewer passes over the cost.
+        max_iter: Most passes over the cost, annealing included (iterations, for "sinkhorn").
+        tol: Violation at which an item of the batch is finished: the L1 norm of the dual's gradient over the mass of
+            the plan.  None is max(1e-5, 4 u max|f, g| / eps), u the unit roundoff of the type.  0 runs exactly
+            ``max_iter`` passes and never waits for the device.
+        init: Potentials (f, g), (..., n) and (..., m), to start from at the target eps; the first half-step computes f
+            from g.
+        grad: "implicit" (default) or "envelope": ``value`` is differentiable, by the envelope theorem, and any other
+            output of inputs that require grad raises.  "none": every output is a constant.
+        backend: "auto", "native" (C++ on the CPU), "triton" (GPU) or "reference" (torch, float64 arithmetic).
+        options: Schedule, acceleration, memory, progress: `SolverOptions`.
+
+    Returns:
+        `Solution`, in float64 if the cost or a mass is, else in float32 (half precision is solved in float32).
+
+    Raises:
+        TypeError: for an argument of a wrong type or dtype.
+        ValueError: for shapes that do not fit, signs, NaN or -inf (on the CPU; on a GPU looking at values would wait
+            for the device: there a NaN shows in the potentials and in ``converged``), devices that differ, and
+            different totals with both marginals exact.
+        BackendUnavailable: if the backend that was asked for cannot run, with the reason.
+
+    Warns:
+        ConvergenceWarning: if an item is not within ``tol`` after ``max_iter`` passes, or stopped because rounding
+            lets the violation fall no further.
+
+    Example:
+        >>> import torch
+        >>> from uotlib import unbalanced_sinkhorn
+        >>> cost = torch.tensor([[0.0, 1.0], [1.0, 0.0]], dtype=torch.float64)
+        >>> solution = unbalanced_sinkhorn(cost, reg=0.5, reg_m=1.0)
+        >>> solution.plan
+        tensor([[0.3561, 0.0482],
+                [0.0482, 0.3561]], dtype=torch.float64)
+        >>> bool(solution.converged)
+        True
+
+    Source: Chizat et al. 2018, *Scaling algorithms for unbalanced optimal transport problems*, Algorithm 1;
+    translation: Sejourne et al. 2022 (arXiv 2201.00730), here for any pair of penalties; acceleration: Walker and Ni
+    2011.
+    """
+    options = _check_settings(method, max_iter, tol, grad, backend, options)
+    problem = build_problem(cost, a, b, reg, reg_m, reg_type)
+    chosen = choose(backend, problem.device, problem.dtype)
+    start = _check_init(init, problem)
+    kernel = GibbsKernel(problem, chosen, options.block_bytes)
+    outcome = solve(problem, kernel, method, max_iter, tol, start, options)
+    _warn(problem, outcome, max_iter, tol)
+    return Solution(problem, kernel, outcome, grad)
+
+
+def _check_settings(method: object, max_iter: object, tol: object, grad: object, backend: object,
+                    options: object) -> SolverOptions:
+    if method not in ("auto", "sinkhorn"):
+        raise ValueError(f"method must be 'auto' or 'sinkhorn', got {method!r}")
+    if isinstance(max_iter, bool) or not isinstance(max_iter, int):
+        raise TypeError(f"max_iter must be an int, got {type(max_iter).__name__}")
+    if max_iter < 1:
+        raise ValueError(f"max_iter must be at least 1, got {max_iter}")
+    if tol is not None:
+        if isinstance(tol, bool) or not isinstance(tol, int | float):
+            raise TypeError(f"tol must be None or a number, got {type(tol).__name__}")
+        if not 0 <= tol < math.inf:
+            raise ValueError(f"tol must be finite and not negative, got {tol}")
+    if grad == "unrolled":
+        raise ValueError("grad='unrolled' is not available in this version: use 'implicit', 'envelope' or 'none'")
+    if grad not in ("implicit", "envelope", "none"):
+        raise ValueError(f"grad must be 'implicit', 'envelope' or 'none', got {grad!r}")
+    if not isinstance(backend, str):
+        raise TypeError(f"backend must be a str, got {type(backend).__name__}")
+    if options is None:
+        return SolverOptions()
+    if not isinstance(options, SolverOptions):
+        raise TypeError(f"options must be a SolverOptions, got {type(options).__name__}")
+    return options
+
+
+def _check_init(init: object, problem: Problem) -> tuple[Tensor, Tensor] | None:
+    if init is None:
+        return None
+    if not isinstance(init, tuple | list) or len(init) != 2 or not all(isinstance(part, Tensor) for part in init):
+        raise TypeError("init must be a pair (f, g) of tensors")
+    _, n, m = problem.cost.shape
+    start = []
+    for name, part, points, side in (("init[0]", init[0], n, problem.rows), ("init[1]", init[1], m, problem.cols)):
+        if part.device != problem.device:
+            raise ValueError(f"{name} is on {part.device} but the cost is on {problem.device}")
+        if part.ndim == 0 or part.shape[-1] != points:
+            raise ValueError(f"{name} must have shape (..., {points}), got {tuple(part.shape)}")
+        try:
+            flat = part.detach().double().expand(*problem.batch_shape, points).reshape(problem.batch, points)
+        except RuntimeError as error:
+            raise ValueError(f"{name}: batch dimensions {tuple(part.shape[:-1])} do not broadcast to "
+                             f"{tuple(problem.batch_shape)}") from error
+        if problem.device.type == "cpu" and bool(torch.isnan(flat).any()):
+            raise ValueError(f"{name} must not contain NaN, got {int(torch.isnan(flat).sum())} of them")
+        usable = torch.isfinite(flat) & (side.mass > 0)
+        start.append(torch.where(usable, flat, 0.0))
+    return start[0], start[1]
+
+
+def _warn(problem: Problem, outcome: Outcome, max_iter: int, tol: float | None) -> None:
+    """One warning a call; none with tol = 0, which asked for no test (and must not wait for the device)."""
+    if tol == 0 or bool(outcome.converged.all()):
+        return
+    open_items = ~outcome.converged
+    worst = float(outcome.violation[open_items].max())
+    count = f"{int(open_items.sum())} of {problem.batch} problems" if problem.batch_shape else "the problem"
+    if bool(outcome.at_floor[open_items].all()):
+        text = (f"stopped at the rounding floor of {str(problem.dtype).removeprefix('torch.')}: {count} reached a "
+                f"violation of {worst:.2e}, and tol is below what this precision can show; raise tol or use float64")
+    else:
+        text = (f"{count} did not reach tol within max_iter={max_iter} passes: violation {worst:.2e}; "
+                "raise max_iter or tol")
+    warnings.warn(text, ConvergenceWarning, stacklevel=3)
