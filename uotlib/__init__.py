@@ -3,10 +3,25 @@
 from .api import unbalanced_sinkhorn
 from .costs import CosineCost, Cost, DotCost, SqEuclideanCost
 from .exceptions import BackendUnavailable, ConvergenceWarning
+from .masses import cross_masses
 from .options import Progress, SolverOptions
 from .solution import Solution
 
 __version__ = "0.1.0"
 
-__all__ = ["BackendUnavailable", "ConvergenceWarning", "CosineCost", "Cost", "DotCost", "Progress", "Solution",
-           "SolverOptions", "SqEuclideanCost", "unbalanced_sinkhorn"]
+__all__ = [
+           "BackendUnavailable",
+           "ConvergenceWarning",
+           "Converted",
+           "CosineCost",
+           "Cost",
+           "DotCost",
+           "Progress",
+           "Solution",
+           "SolverOptions",
+           "SqEuclideanCost",
+           "cross_masses",
+           "from_geomloss",
+           "from_ott",
+           "unbalanced_sinkhorn",
+]

@@ -177,7 +177,7 @@ class CosineCost(InnerProductCost):
     """
 
     def factors(self, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return x.new_ones(x.shape[:2]), z.new_zeros(z.shape[:2]), _unit(x), _unit(z)
+        return x.new_ones(x.shape[:2]), z.new_zeros(z.shape[:2]), unit_vectors(x), unit_vectors(z)
 
     def finish(self, cost: Tensor) -> Tensor:
         return cost.clamp(0.0, 2.0)
@@ -204,8 +204,11 @@ class DotCost(InnerProductCost):
         return x.new_zeros(x.shape[:2]), z.new_zeros(z.shape[:2]), x, z
 
 
-def _unit(features: Tensor) -> Tensor:
-    return torch.nn.functional.normalize(features, dim=-1, eps=torch.finfo(features.dtype).tiny)
+def unit_vectors(features: Tensor) -> Tensor:
+    """Features divided by their length; zero, with zero gradient, where there is no direction."""
+    length = torch.linalg.vector_norm(features, dim=-1, keepdim=True)
+    some = length > 0
+    return torch.where(some, features / torch.where(some, length, 1.0), 0.0)
 
 
 @contextlib.contextmanager
