@@ -28,7 +28,8 @@ class Annealing:
         self.options, self.max_iter = options, max_iter
         self.reg, self.spread = reg, spread
         self.start = torch.maximum(reg, options.anneal_start * spread)
-        self.eps = self.start
+        self.eps = self._deadline(0)
+        self.next_eps = self.eps
         self.level_pass = torch.zeros(len(reg), dtype=torch.int64, device=reg.device)
         levels = options.anneal_order + 1
         self.ends = torch.zeros(len(reg), levels, size, dtype=torch.float64, device=reg.device)
@@ -45,7 +46,10 @@ class Annealing:
         self.level_pass = self.level_pass + 1
         tolerance = options.anneal_accuracy * (self.eps / self.spread).sqrt()
         solved = violation <= tolerance.clamp_max(options.anneal_violation)
-        late = (self.level_pass >= options.anneal_passes) | (self._deadline(passes) <= self._next())
+        deadline = self._deadline(passes)
+        lower = torch.maximum(self.reg, self.eps * options.anneal_factor)
+        late = (self.level_pass >= options.anneal_passes) | (deadline <= lower)
+        self.next_eps = torch.minimum(lower, deadline)
         return ~self.at_target & (solved | late), solved
 
     def descend(self, leaving: Tensor, solved: Tensor, potential: Tensor) -> Tensor:
@@ -60,7 +64,7 @@ class Annealing:
         self.known = torch.where(leave, torch.cat([first, keep], 1), self.known)
         self.ends_eps = torch.where(leave, torch.cat([self.eps[:, None], self.ends_eps[:, :-1]], 1), self.ends_eps)
         self.ends = torch.where(leave[:, :, None], torch.cat([potential[:, None], self.ends[:, :-1]], 1), self.ends)
-        self.eps = torch.where(leaving, self._next(), self.eps)
+        self.eps = torch.where(leaving, self.next_eps, self.eps)
         self.level_pass = torch.where(leaving, 0, self.level_pass)
         return torch.where(leave, torch.bmm(self._lagrange()[:, None], self.ends)[:, 0], potential)
 
@@ -72,15 +76,12 @@ class Annealing:
         factors = (self.eps[:, None, None] - nodes[:, None, :]) / torch.where(usable, apart, 1.0)
         return torch.where(usable, factors, 1.0).prod(2) * self.known
 
-    def _next(self) -> Tensor:
-        return torch.maximum(self.reg, self.eps * self.options.anneal_factor)
-
     def _deadline(self, passes: int) -> Tensor:
-        """The eps that annealing must have come down to by now."""
-        share = min(1.0, 2 * (passes + 1) / self.max_iter)
-        return self.start * (self.reg / self.start) ** share
+        """The eps that the pass after these must not exceed."""
+        share = 2 * (passes + 1) / self.max_iter
+        return torch.maximum(self.reg, self.start * (self.reg / self.start) ** share) if share < 1 else self.reg
 
     def select(self, keep: Tensor) -> None:
         """Go on with these items only."""
-        for name in ("reg", "spread", "start", "eps", "level_pass", "ends", "ends_eps", "known"):
+        for name in ("reg", "spread", "start", "eps", "next_eps", "level_pass", "ends", "ends_eps", "known"):
             setattr(self, name, getattr(self, name)[keep])

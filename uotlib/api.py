@@ -80,8 +80,8 @@ def unbalanced_sinkhorn(cost: Tensor | Cost, a: Tensor | None = None, b: Tensor 
         >>> cost = torch.tensor([[0.0, 1.0], [1.0, 0.0]], dtype=torch.float64)
         >>> solution = unbalanced_sinkhorn(cost, reg=0.5, reg_m=1.0)
         >>> solution.plan
-        tensor([[0.3561, 0.0482],
-                [0.0482, 0.3561]], dtype=torch.float64)
+        tensor([[0.3932, 0.0532],
+                [0.0532, 0.3932]], dtype=torch.float64)
         >>> bool(solution.converged)
         True
 

@@ -22,8 +22,9 @@ class SolverOptions:
         anneal_passes: Most passes over the cost in one level.
         anderson_depth: Differences that Anderson acceleration keeps; 0 turns it off.
         anderson_start: Plain iterations at the start of a level.
-        safeguard: An accelerated step whose violation exceeds this multiple of the best since the last restart is
-            thrown away, and the iteration goes on from the best point.
+        safeguard, backtrack: An accelerated step whose violation exceeds ``safeguard`` times the best since the last
+            restart is cut to the fraction ``backtrack``, and the history is forgotten.
+        trust_region: Furthest that acceleration moves any potential beyond the plain step, in units of eps.
         check_every: Iterations between looks at the stop rule (each one waits for the device on a GPU).
         block_bytes: Memory that streamed costs and plans are cut to, in bytes.
         progress: True for a line on standard error every ``check_every`` checks, or a callable that gets a
@@ -36,9 +37,11 @@ class SolverOptions:
     anneal_accuracy: float = 0.3
     anneal_order: int = 2
     anneal_passes: int = 25
-    anderson_depth: int = 6
+    anderson_depth: int = 10
     anderson_start: int = 1
     safeguard: float = 2.0
+    backtrack: float = 0.25
+    trust_region: float = 10.0
     check_every: int = 1
     block_bytes: int = 1 << 26
     progress: bool | Callable[[Progress], None] = False
@@ -53,6 +56,8 @@ class SolverOptions:
         _require(self.anderson_depth >= 0, "anderson_depth", "at least 0", self.anderson_depth)
         _require(self.anderson_start >= 0, "anderson_start", "at least 0", self.anderson_start)
         _require(self.safeguard >= 1, "safeguard", "at least 1", self.safeguard)
+        _require(0 <= self.backtrack < 1, "backtrack", "in [0, 1)", self.backtrack)
+        _require(self.trust_region > 0, "trust_region", "positive", self.trust_region)
         _require(self.check_every >= 1, "check_every", "at least 1", self.check_every)
         _require(self.block_bytes >= 1 << 12, "block_bytes", "at least 4096", self.block_bytes)
 

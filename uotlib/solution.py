@@ -160,8 +160,12 @@ class Solution:
         return mass.reshape(shape), index.reshape(shape)
 
     def _best_of_rows(self, k: int) -> tuple[Tensor, Tensor]:
-        best = [torch.topk(score, k, dim=2) for _, score in self._scores(self._pair.log_v, side="cols")]
-        return torch.cat([part.values for part in best], 1), torch.cat([part.indices for part in best], 1)
+        values, indices = [], []
+        for _, score in self._scores(self._pair.log_v, side="cols"):
+            best = torch.topk(score, k, dim=2)
+            values.append(best.values.clone())  # topk's answers may be views that keep the whole block alive
+            indices.append(best.indices.clone())
+        return torch.cat(values, 1), torch.cat(indices, 1)
 
     def _best_of_columns(self, k: int) -> tuple[Tensor, Tensor]:
         values = self._pair.log_u.new_empty(self._problem.batch, 0, self._kernel.m)

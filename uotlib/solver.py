@@ -6,7 +6,9 @@ pass over the cost, so that every pass certifies its own pair.  With ``tol = 0``
 
 from __future__ import annotations
 
+import contextlib
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -62,15 +64,32 @@ def solve(problem: Problem, kernel: GibbsKernel, method: str, max_iter: int, tol
           init: tuple[Tensor, Tensor] | None, options: SolverOptions) -> Outcome:
     """Run the loop on checked input; see `uotlib.unbalanced_sinkhorn` for the arguments."""
     loop = _Textbook if method == "sinkhorn" else _Accelerated
-    with torch.no_grad():
-        return loop(problem, kernel, max_iter, tol, init, options).run()
+    threads = torch.get_num_threads()
+    with torch.no_grad(), on_threads(1 if problem.device.type == "cpu" else threads):
+        return loop(problem, kernel, max_iter, tol, init, options, threads).run()
+
+
+@contextlib.contextmanager
+def on_threads(count: int) -> Iterator[None]:
+    """Torch's operations on this many threads.
+
+    The loop's own vectors take microseconds on one; on two, each operation may wait for a busy core, and OpenMP's idle
+    thread goes on spinning on the core that the backend's threads need.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class _Loop:
     """What both methods share: the active items, a step, the bookkeeping of finished items."""
 
     def __init__(self, problem: Problem, kernel: GibbsKernel, max_iter: int, tol: float | None,
-                 init: tuple[Tensor, Tensor] | None, options: SolverOptions) -> None:
+                 init: tuple[Tensor, Tensor] | None, options: SolverOptions, threads: int) -> None:
+        self.threads = threads
         self.problem, self.kernel, self.max_iter, self.tol, self.options = problem, kernel, max_iter, tol, options
         self.synchronous = tol is None or tol > 0
         self.items: Tensor | None = None
@@ -94,7 +113,8 @@ class _Loop:
         """One pass at the current g and eps: the pair (f, g), and the column potential that f asks for."""
         log_v = self.cols.log_scaling(torch.where(self.reachable, self.g, torch.inf), self.eps)
         offset, damping = self.rows.half_step(self.eps)
-        swept: Sweep = self.kernel.sweep(log_v, offset, damping, self.eps, self.shift, self.items)
+        with on_threads(self.threads):
+            swept: Sweep = self.kernel.sweep(log_v, offset, damping, self.eps, self.shift, self.items)
         self.passes += 1
         f = self.rows.potential(swept.row_lse, self.eps)
         answer = self.cols.potential(swept.col_lse, self.eps)
@@ -144,7 +164,8 @@ class _Loop:
         pair, rows, cols, reg = self.pair, self.problem.rows, self.problem.cols, self.problem.reg
         idle = torch.isneginf(pair.log_v)
         if self.problem.device.type != "cpu" or bool(idle.any()):
-            lse = self.kernel.col_lse(pair.log_u, reg, idle)
+            with on_threads(self.threads):
+                lse = self.kernel.col_lse(pair.log_u, reg, idle)
             pair.col_lse = torch.where(idle, lse, pair.col_lse)
             pair.g = torch.where(idle, cols.potential(lse, reg), pair.g)
         gap = certificate.gap(rows, cols, pair.f, pair.g, pair.row_mass, pair.col_mass)
@@ -186,8 +207,8 @@ class _Accelerated(_Loop):
     """Annealing of eps, exact translation and safeguarded Anderson acceleration: same fixed point, far fewer passes."""
 
     def __init__(self, problem: Problem, kernel: GibbsKernel, max_iter: int, tol: float | None,
-                 init: tuple[Tensor, Tensor] | None, options: SolverOptions) -> None:
-        super().__init__(problem, kernel, max_iter, tol, init, options)
+                 init: tuple[Tensor, Tensor] | None, options: SolverOptions, threads: int) -> None:
+        super().__init__(problem, kernel, max_iter, tol, init, options, threads)
         batch = problem.batch
         spread = torch.zeros_like(self.reg) if init is not None else kernel.spread()
         self.annealing = Annealing(self.reg, spread, kernel.m, max_iter, options)
@@ -242,7 +263,8 @@ class _Accelerated(_Loop):
         improved = violation < 0.9 * self.record
         self.record = torch.where(improved, violation, self.record)
         self.record_pass = torch.where(improved, self.passes, self.record_pass)
-        floor = 16 * roundoff(here, self.reg, self.problem.dtype).clamp_min(ROUNDOFF[self.problem.dtype])
+        exact = ROUNDOFF[torch.float64] * _largest_of(here) / self.reg  # potentials are float64 in either type
+        floor = 64 * exact.clamp_min(ROUNDOFF[self.problem.dtype])
         return (self.passes - self.record_pass >= STALL_PASSES) & (violation <= floor)
 
     def _advance(self, here: Pair, answer: Tensor, violation: Tensor, close: Tensor) -> None:
@@ -260,7 +282,8 @@ class _Accelerated(_Loop):
         leaving, solved = self.annealing.level_done(violation, self.passes)
         weight = self.cols.penalty.target(self.cols.mass, torch.where(self.reachable, self.g, torch.inf))
         self.anderson.restart(rejected | (self.annealing.level_pass <= options.anderson_start))
-        accelerated = self.anderson.extrapolate(self.g, moved, weight)
+        accelerated = self._trusted(self.anderson.extrapolate(self.g, moved, weight), moved)
+        retreat = retreat + options.backtrack * (self.g - retreat)
         start = self.annealing.descend(leaving, solved, moved)
         self.g = torch.where(rejected[:, None], retreat, torch.where(leaving[:, None], start, accelerated))
 
@@ -274,6 +297,12 @@ class _Accelerated(_Loop):
         self.g = torch.where(self.confirming[:, None], answer, self.g)
         self.before = here
 
+    def _trusted(self, accelerated: Tensor, plain: Tensor) -> Tensor:
+        """The accelerated point, no further from the plain one than the iteration's own scale of nonlinearity, eps."""
+        extra = accelerated - plain
+        allowed = self.options.trust_region * self.eps / extra.abs().amax(1).clamp_min(torch.finfo(extra.dtype).tiny)
+        return plain + extra * allowed.clamp_max(1.0)[:, None]
+
     def select(self, keep: Tensor) -> None:
         super().select(keep)
         self.anderson.select(keep)
@@ -284,11 +313,13 @@ class _Accelerated(_Loop):
 
 def roundoff(pair: Pair, reg: Tensor, dtype: torch.dtype) -> Tensor:
     """Relative error of the plan that one rounding of a potential makes in this type, (A,)."""
-    return ROUNDOFF[dtype] * torch.maximum(_largest(pair.f), _largest(pair.g)) / reg
+    return ROUNDOFF[dtype] * _largest_of(pair) / reg
 
 
-def _largest(potential: Tensor) -> Tensor:
-    return torch.where(torch.isfinite(potential), potential.abs(), 0.0).amax(-1)
+def _largest_of(pair: Pair) -> Tensor:
+    """max |f, g| over the finite potentials, (A,)."""
+    f, g = (torch.where(torch.isfinite(potential), potential.abs(), 0.0).amax(-1) for potential in (pair.f, pair.g))
+    return torch.maximum(f, g)
 
 
 def _keep(pair: Pair, keep: Tensor) -> Pair:
