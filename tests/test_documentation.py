@@ -40,3 +40,7 @@ def test_files_that_the_documentation_names_exist():
     for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
         for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_every_exported_name_exists():
+    assert [name for name in uotlib.__all__ if not hasattr(uotlib, name)] == []

@@ -1,6 +1,7 @@
 """Batched, differentiable, entropic unbalanced optimal transport for PyTorch."""
 
 from .api import unbalanced_sinkhorn
+from .converters import Converted, from_geomloss, from_ott
 from .costs import CosineCost, Cost, DotCost, SqEuclideanCost
 from .exceptions import BackendUnavailable, ConvergenceWarning
 from .masses import cross_masses
@@ -9,19 +10,6 @@ from .solution import Solution
 
 __version__ = "0.1.0"
 
-__all__ = [
-           "BackendUnavailable",
-           "ConvergenceWarning",
-           "Converted",
-           "CosineCost",
-           "Cost",
-           "DotCost",
-           "Progress",
-           "Solution",
-           "SolverOptions",
-           "SqEuclideanCost",
-           "cross_masses",
-           "from_geomloss",
-           "from_ott",
-           "unbalanced_sinkhorn",
-]
+__all__ = ["BackendUnavailable", "ConvergenceWarning", "Converted", "CosineCost", "Cost", "DotCost", "Progress",
+           "Solution", "SolverOptions", "SqEuclideanCost", "cross_masses", "from_geomloss", "from_ott",
+           "unbalanced_sinkhorn"]
