@@ -98,10 +98,13 @@ class InnerProductCost(Cost):
         materialize: True builds the matrix once, False computes blocks of rows anew in every pass, None builds it
             while it takes at most `MATERIALIZE_BYTES`.
         precision: Arithmetic of the inner products, "float32" or "float64"; None takes float32 while its error stays
-            below 0.01 eps.  The cost itself has the solver's type either way.
+            below 0.01 eps, for which (but for cosines) it looks at the features' norms once and so waits for a GPU.
+            The cost itself has the solver's type either way.
     """
 
     scale: ClassVar[float] = 1.0
+    #: Largest |alpha| + |beta| + k|x'||z'| where that is known without looking.
+    largest: ClassVar[float | None] = None
 
     def __init__(self, x: Tensor, z: Tensor, *, materialize: bool | None = None, precision: str | None = None) -> None:
         name = type(self).__name__
@@ -161,9 +164,12 @@ class InnerProductCost(Cost):
             return self.precision == "float32"
         if x.dtype == torch.float64 or not x.numel() or not z.numel():
             return True
-        alpha, beta, x, z = (factor.detach() for factor in self.factors(x, z))
+        return 2 * (self.largest or self._largest(x.detach(), z.detach())) * 2.0**-24 <= 0.01 * reg
+
+    def _largest(self, x: Tensor, z: Tensor) -> float:
+        alpha, beta, x, z = self.factors(x, z)
         largest = alpha.abs().max() + beta.abs().max() + self.scale * x.norm(dim=-1).max() * z.norm(dim=-1).max()
-        return 2 * float(largest) * 2.0**-24 <= 0.01 * reg
+        return float(largest)
 
 
 class CosineCost(InnerProductCost):
@@ -175,6 +181,8 @@ class CosineCost(InnerProductCost):
         >>> uotlib.unbalanced_sinkhorn(uotlib.CosineCost(x, z), reg=0.1, reg_m=1.0).plan.argmax(-1)
         tensor([0, 1])
     """
+
+    largest = 2.0
 
     def factors(self, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         return x.new_ones(x.shape[:2]), z.new_zeros(z.shape[:2]), unit_vectors(x), unit_vectors(z)

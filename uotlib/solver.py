@@ -25,7 +25,7 @@ from .problem import Problem
 #: Unit roundoff of the arithmetic on costs of each type.
 ROUNDOFF = {torch.float32: 2.0**-24, torch.float64: 2.0**-53}
 #: Passes without progress, near what rounding allows, after which the solver stops.
-STALL_PASSES = 30
+STALL_PASSES = 40
 
 
 @dataclass
@@ -264,7 +264,7 @@ class _Accelerated(_Loop):
         self.record = torch.where(improved, violation, self.record)
         self.record_pass = torch.where(improved, self.passes, self.record_pass)
         exact = ROUNDOFF[torch.float64] * _largest_of(here) / self.reg  # potentials are float64 in either type
-        floor = 64 * exact.clamp_min(ROUNDOFF[self.problem.dtype])
+        floor = 128 * exact.clamp_min(ROUNDOFF[self.problem.dtype])
         return (self.passes - self.record_pass >= STALL_PASSES) & (violation <= floor)
 
     def _advance(self, here: Pair, answer: Tensor, violation: Tensor, close: Tensor) -> None:

@@ -77,6 +77,8 @@ def _empty(*shape: int) -> Tensor:
 def _cost(cost: Tensor, reg: Tensor, items: Tensor | None) -> object:
     """The part of a call's description that all operations share; `reg` and `items` as the kernels read them."""
     batch, rows, columns = cost.shape
+    if items is not None and (items.dtype != torch.int64 or not items.is_contiguous()):
+        raise ValueError(f"items must be contiguous and int64, got strides {items.stride()} and {items.dtype}")
     if columns > 1 and cost.stride(2) != 1:
         raise ValueError(f"cost must have unit stride along its last axis, got strides {cost.stride()}")
     return _kernels().Cost(cost.data_ptr(), cost.dtype == torch.float64, cost.stride(0), cost.stride(1),
