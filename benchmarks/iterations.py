@@ -2,8 +2,8 @@
 
     python -m benchmarks.iterations [--n 512] [--seeds 3] [--newton] [--limit 3000] [--set anderson_depth=6 ...]
 
-``--set`` compares single settings of `SolverOptions` with the default instead of the parts.  Counts do not depend on the
-machine.  Problems are clustered unit vectors (`problems.clustered`), in float64, each drawn with a seed of its own.
+``--set`` compares single settings of `SolverOptions` with the default instead of the parts.  Counts do not depend on
+the machine.  Problems are clustered unit vectors (`problems.clustered`), in float64, each drawn with a seed of its own.
 """
 
 from __future__ import annotations
