@@ -34,7 +34,7 @@ def unbalanced_sinkhorn(cost: Tensor | Cost, a: Tensor | None = None, b: Tensor 
         \qquad \mathrm{KL}(p|q) = \sum p\log(p/q) - p + q
 
     With ``reg_type="entropy"`` the last term is :math:`\varepsilon\sum T(\log T - 1)`.  The plan is
-    :math:`T_{ij} = a_i b_j e^{(f_i+g_j-C_ij)/\varepsilon}` ("kl") or :math:`e^{(f_i+g_j-C_{ij})/\varepsilon}`
+    :math:`T_{ij} = a_i b_j e^{(f_i+g_j-C_{ij})/\varepsilon}` ("kl") or :math:`e^{(f_i+g_j-C_{ij})/\varepsilon}`
     ("entropy"); the two differ where a penalty is finite.
 
     Args:
@@ -51,8 +51,8 @@ def unbalanced_sinkhorn(cost: Tensor | Cost, a: Tensor | None = None, b: Tensor 
             accelerates: the same fixed point in far fewer passes over the cost.
         max_iter: Most passes over the cost, annealing included (iterations, for "sinkhorn").
         tol: Violation at which an item of the batch is finished: the L1 norm of the dual's gradient over the mass of
-            the plan.  None is max(1e-5, 4 u max|f, g| / eps), u the unit roundoff of the type.  0 runs exactly
-            ``max_iter`` passes and never waits for the device.
+            the plan.  None is max(1e-5, 4 u max|f, g| / eps), u the unit roundoff of the type, and at most 1e-2.  0
+            runs exactly ``max_iter`` passes and never waits for the device.
         init: Potentials (f, g), (..., n) and (..., m), to start from at the target eps; the first half-step computes f
             from g.
         grad: "implicit" (default) or "envelope": ``value`` is differentiable, by the envelope theorem, and any other
@@ -133,6 +133,8 @@ def _check_init(init: object, problem: Problem) -> tuple[Tensor, Tensor] | None:
     _, n, m = problem.cost.shape
     start = []
     for name, part, points, side in (("init[0]", init[0], n, problem.rows), ("init[1]", init[1], m, problem.cols)):
+        if not part.dtype.is_floating_point:
+            raise TypeError(f"{name} must have a floating-point dtype, got {part.dtype}")
         if part.device != problem.device:
             raise ValueError(f"{name} is on {part.device} but the cost is on {problem.device}")
         if part.ndim == 0 or part.shape[-1] != points:
@@ -154,10 +156,15 @@ def _warn(problem: Problem, outcome: Outcome, max_iter: int, tol: float | None) 
     if tol == 0 or bool(outcome.converged.all()):
         return
     open_items = ~outcome.converged
-    worst = float(outcome.violation[open_items].max())
+    worst = float(outcome.violation[open_items].max())  # NaN if any is
     count = f"{int(open_items.sum())} of {problem.batch} problems" if problem.batch_shape else "the problem"
-    if bool(outcome.at_floor[open_items].all()):
-        text = (f"stopped at the rounding floor of {str(problem.dtype).removeprefix('torch.')}: {count} reached a "
+    kind = str(problem.dtype).removeprefix("torch.")
+    if math.isnan(worst):
+        lost = int(outcome.violation.isnan().sum())
+        text = (f"numbers left the range of {kind} in {lost} of {problem.batch} problems: cost / reg is too large for "
+                "its precision; raise reg, use float64, or mark forbidden pairs by inf")
+    elif bool(outcome.at_floor[open_items].all()):
+        text = (f"stopped at the rounding floor of {kind}: {count} reached a "
                 f"violation of {worst:.2e}, and tol is below what this precision can show; raise tol or use float64")
     else:
         text = (f"{count} did not reach tol within max_iter={max_iter} passes: violation {worst:.2e}; "

@@ -53,7 +53,7 @@ class Cost(ABC):
     def pull_back(self, prepared: tuple[Tensor, ...], rows: slice, dtype: torch.dtype, grad: Tensor,
                   into: tuple[Tensor, ...]) -> None:
         """Add to ``into`` the gradients with respect to ``prepared`` of <block, grad>."""
-        with torch.enable_grad():
+        with torch.enable_grad(), full_precision_matmul(grad.device):
             leaves = tuple(tensor.detach().requires_grad_() for tensor in prepared)
             gradients = torch.autograd.grad(self.block(leaves, rows, dtype), leaves, grad, allow_unused=True)
         for total, gradient in zip(into, gradients, strict=True):
@@ -98,7 +98,8 @@ class InnerProductCost(Cost):
         materialize: True builds the matrix once, False computes blocks of rows anew in every pass, None builds it
             while it takes at most `MATERIALIZE_BYTES`.
         precision: Arithmetic of the inner products, "float32" or "float64"; None takes float32 while its error stays
-            below 0.01 eps, for which (but for cosines) it looks at the features' norms once and so waits for a GPU.
+            below 0.01 eps, for which (but for cosines) it looks at the features' norms and so waits for a GPU; with
+            eps in a tensor on a GPU, which is not looked at, None means float64.
             The cost itself has the solver's type either way.
     """
 
@@ -152,7 +153,7 @@ class InnerProductCost(Cost):
 
     def block(self, prepared: tuple[Tensor, ...], rows: slice, dtype: torch.dtype) -> Tensor:
         x, z = prepared
-        with full_precision_matmul():
+        with full_precision_matmul(x.device):
             return self.finish(torch.bmm(x[:, rows], z.mT)).to(dtype)
 
     def finish(self, cost: Tensor) -> Tensor:
@@ -220,12 +221,15 @@ def unit_vectors(features: Tensor) -> Tensor:
 
 
 @contextlib.contextmanager
-def full_precision_matmul() -> Iterator[None]:
-    """TF32 and autocast off: an error of 1e-3 in a cost is 10 in the exponent at eps 1e-4."""
-    allowed = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
-    try:
-        with torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False):
+def full_precision_matmul(device: torch.device) -> Iterator[None]:
+    """Autocast off, and TF32 on a GPU: an error of 1e-3 in a cost is 10 in the exponent at eps 1e-4."""
+    with torch.autocast(device.type, enabled=False):
+        if device.type != "cuda":
             yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = allowed
+            return
+        before = torch.backends.cuda.matmul.fp32_precision
+        torch.backends.cuda.matmul.fp32_precision = "ieee"
+        try:
+            yield
+        finally:
+            torch.backends.cuda.matmul.fp32_precision = before

@@ -79,7 +79,7 @@ def cross_masses(x: Tensor, z: Tensor, *, normalize: bool = True, floor: float =
 
     dtype = torch.float64 if torch.float64 in (x.dtype, z.dtype) else torch.float32
     x, z = x.to(dtype), z.to(dtype)
-    with full_precision_matmul():
+    with full_precision_matmul(x.device):
         if normalize:
             x, z = unit_vectors(x), unit_vectors(z)
         a = _agreement(x, z).clamp_min(0.0) + floor / x.shape[-2]

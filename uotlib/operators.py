@@ -85,6 +85,15 @@ class GibbsKernel:
         with torch.no_grad():
             return self.cost.block(prepared, rows, self.dtype)
 
+    def reachable(self, rows: Tensor, cols: Tensor) -> tuple[Tensor, Tensor]:
+        """Which rows have an allowed pair with one of the columns ``cols`` (B, m), and columns with one of ``rows``."""
+        row_reach, col_reach = torch.zeros_like(rows), torch.zeros_like(cols)
+        for span, block, entries in self.blocks(bytes_per_entry=8):
+            allowed = torch.isfinite(block if entries is None else block.index_select(0, entries))
+            row_reach[:, span] = (allowed & cols[:, None, :]).any(2)
+            col_reach |= (allowed & rows[:, span, None]).any(1)
+        return row_reach, col_reach
+
     def spread(self) -> Tensor:
         """Half the difference of the largest and smallest finite cost over a sample of rows, (B,), float64."""
         rows = slice(None, None, max(1, self.n // SAMPLED_ROWS))
@@ -119,11 +128,6 @@ class GibbsKernel:
         if self.backend.asynchronous or bool(weak.any()):
             col_lse = torch.where(weak, self.col_lse(log_u, reg, weak, items), col_lse)
         return Sweep(row_lse, col_lse, log_u)
-
-    def row_lse(self, log_v: Tensor, reg: Tensor, items: Tensor | None = None) -> Tensor:
-        r""":math:`\log\sum_j e^{\log v_j - C_{ij}/\varepsilon}`, (A, n)."""
-        parts = [self.backend.row_lse(block, log_v, reg, entries) for _, block, entries in self.blocks(items)]
-        return torch.cat(parts, 1)
 
     def col_lse(self, log_u: Tensor, reg: Tensor, mask: Tensor, items: Tensor | None = None) -> Tensor:
         r""":math:`\log\sum_i e^{\log u_i - C_{ij}/\varepsilon}` where mask holds, -inf elsewhere, (A, m)."""

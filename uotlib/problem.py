@@ -112,6 +112,8 @@ def build_problem(cost: object, a: object, b: object, reg: object, reg_m: object
         raise ValueError(f"cost must have at least one row and one column, got {n} x {m}")
     named = list(cost.tensors)
     device = named[0][1].device
+    if device.type == "meta":
+        raise ValueError(f"{named[0][0]} is on the meta device, which holds no values")
     dtypes = [tensor.dtype for _, tensor in named] + [mass.dtype for mass in (a, b) if isinstance(mass, Tensor)]
     dtype = torch.float64 if torch.float64 in dtypes else torch.float32
 
@@ -136,8 +138,9 @@ def build_problem(cost: object, a: object, b: object, reg: object, reg_m: object
     batch = math.prod(batch_shape)
 
     def over_batch(value: object) -> Tensor:
-        tensor = value if isinstance(value, Tensor) else torch.tensor(float(value), dtype=torch.float64)  # type: ignore[arg-type]
-        return tensor.to(device=device, dtype=torch.float64).expand(batch_shape).reshape(batch)
+        if isinstance(value, Tensor):
+            return value.to(device=device, dtype=torch.float64).expand(batch_shape).reshape(batch)
+        return torch.full((batch,), float(value), dtype=torch.float64, device=device)  # type: ignore[arg-type]
 
     def mass_over_batch(value: object, points: int) -> Tensor:
         if isinstance(value, Tensor):
@@ -226,9 +229,8 @@ def _smallest(reg: object, reg64: Tensor) -> float:
 
 
 def _check_values(problem: Problem) -> None:
-    for name, tensor in problem.named:
-        if name.startswith("cost"):
-            _check_cost_values(name, tensor, dense=problem.cost.dense)
+    for name, tensor in problem.cost.tensors:
+        _check_cost_values(name, tensor, dense=problem.cost.dense)
     for name, mass in (("a", problem.rows.mass), ("b", problem.cols.mass)):
         bad = ~(mass >= 0) | torch.isinf(mass)
         if bad.any():

@@ -22,9 +22,11 @@ class Solution:
     and b.  The plan is never stored: what reads it streams over blocks of rows.
 
     Attributes:
-        violation: Norm of the dual's gradient relative to the plan's mass, (...): what ``tol`` is compared with.
-        gap: Primal minus dual of this plan, exact and never negative, (...), in units of the value.  An exact marginal
-            (``reg_m = inf``) contributes its L1 error instead.
+        violation: Norm of the dual's gradient relative to the plan's mass, (...): what ``tol`` is compared with.  NaN
+            where numbers left the range of the type.
+        gap: Primal minus dual of this plan, without cancellation and never negative, (...), in units of the value.  An
+            exact marginal (``reg_m = inf``) contributes its L1 error instead.  Both are computed from the sums of the
+            last pass: in float32 they cannot see the rounding of those sums, about 1e-5 of the mass at eps 1e-4.
         n_iter: Iterations, (...), int64: passes over the cost, annealing included.  ``method="sinkhorn"`` reads the
             cost once more for its certificate.
         converged: Whether the violation is within ``tol`` (its default where ``tol=0``), (...), bool.
@@ -128,7 +130,10 @@ class Solution:
         return self._columns_times(_negated(self._pair.col_lse), v, "barycentric_t")
 
     def argmax(self, dim: int = -1) -> Tensor:
-        """Best match: of each row (dim=-1), (..., n), or of each column (dim=-2), (..., m); -1 where there is none."""
+        """Best match: of each row (dim=-1), (..., n), or of each column (dim=-2), (..., m).
+
+        -1 for a point that reaches no other.  A point of zero mass has the match that it would have with some.
+        """
         return self._best(1, dim)[1][..., 0]
 
     def topk(self, k: int, dim: int = -1) -> tuple[Tensor, Tensor]:
@@ -149,6 +154,8 @@ class Solution:
         if dim not in (-1, -2):
             raise ValueError(f"dim must be -1 (matches of rows) or -2 (matches of columns), got {dim}")
         others = self._kernel.m if dim == -1 else self._kernel.n
+        if isinstance(k, bool) or not isinstance(k, int):
+            raise TypeError(f"k must be an int, got {type(k).__name__}")
         if not 1 <= k <= others:
             raise ValueError(f"k must be between 1 and {others}, got {k}")
         with torch.no_grad():
@@ -160,12 +167,11 @@ class Solution:
         return mass.reshape(shape), index.reshape(shape)
 
     def _best_of_rows(self, k: int) -> tuple[Tensor, Tensor]:
-        values, indices = [], []
-        for _, score in self._scores(self._pair.log_v, side="cols"):
-            best = torch.topk(score, k, dim=2)
-            values.append(best.values.clone())  # topk's answers may be views that keep the whole block alive
-            indices.append(best.indices.clone())
-        return torch.cat(values, 1), torch.cat(indices, 1)
+        values = self._pair.log_u.new_empty(self._problem.batch, self._kernel.n, k)
+        indices = torch.empty_like(values, dtype=torch.int64)
+        for rows, score in self._scores(self._pair.log_v, side="cols"):
+            values[:, rows], indices[:, rows] = torch.topk(score, k, dim=2)
+        return values, indices
 
     def _best_of_columns(self, k: int) -> tuple[Tensor, Tensor]:
         values = self._pair.log_u.new_empty(self._problem.batch, 0, self._kernel.m)
@@ -190,13 +196,16 @@ class Solution:
     def _rows_times(self, log_u: Tensor, v: Tensor, name: str) -> Tensor:
         operand, finish = self._operand(name, v, self._kernel.m, self._kernel.n)
         log_v = self._pair.log_v
-        with torch.no_grad(), full_precision_matmul():
-            return finish(torch.cat([panel @ operand for _, panel in self._panels(log_u, log_v)], 1))
+        product = operand.new_empty(self._problem.batch, self._kernel.n, operand.shape[-1])
+        with torch.no_grad(), full_precision_matmul(operand.device):
+            for rows, panel in self._panels(log_u, log_v):
+                product[:, rows] = panel @ operand
+        return finish(product)
 
     def _columns_times(self, log_v: Tensor, v: Tensor, name: str) -> Tensor:
         operand, finish = self._operand(name, v, self._kernel.n, self._kernel.m)
         total = operand.new_zeros(self._problem.batch, self._kernel.m, operand.shape[-1])
-        with torch.no_grad(), full_precision_matmul():
+        with torch.no_grad(), full_precision_matmul(operand.device):
             for rows, panel in self._panels(self._pair.log_u, log_v):
                 total += panel.mT @ operand[:, rows]
         return finish(total)
@@ -206,6 +215,8 @@ class Solution:
         """v as (B, points, k) in the solver's type, and what turns the product into the user's shape."""
         if not isinstance(v, Tensor):
             raise TypeError(f"{name}: v must be a torch.Tensor, got {type(v).__name__}")
+        if not v.dtype.is_floating_point:
+            raise TypeError(f"{name}: v must have a floating-point dtype, got {v.dtype}")
         matrix = v[:, None] if v.ndim == 1 else v
         if v.ndim == 0 or matrix.shape[-2] != points:
             raise ValueError(f"{name}: v must have shape (..., {points}, k) or ({points},), got {tuple(v.shape)}")

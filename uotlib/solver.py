@@ -98,6 +98,10 @@ class _Loop:
         batch, n, m = problem.batch, kernel.n, kernel.m
         self.g = torch.zeros(batch, m, dtype=torch.float64, device=problem.device) if init is None else init[1]
         self.reachable = torch.ones(batch, m, dtype=torch.bool, device=problem.device)
+        self.structure = kernel.reachable(self.rows.massive, self.cols.massive) if kernel.backend.asynchronous else None
+        self.lost = torch.zeros(batch, dtype=torch.bool, device=problem.device)
+        self.record = torch.full((batch,), torch.inf, dtype=torch.float64, device=problem.device)
+        self.record_pass = torch.zeros(batch, dtype=torch.int64, device=problem.device)
         self.shift = _mass_scale(problem)
         self.passes = 0
 
@@ -109,24 +113,49 @@ class _Loop:
         self.n_iter = torch.zeros(batch, dtype=torch.int64, device=problem.device)
         self.at_floor = torch.zeros(batch, dtype=torch.bool, device=problem.device)
 
-    def sweep(self) -> tuple[Pair, Tensor]:
+    def sweep(self, log_v: Tensor | None = None) -> tuple[Pair, Tensor]:
         """One pass at the current g and eps: the pair (f, g), and the column potential that f asks for."""
-        log_v = self.cols.log_scaling(torch.where(self.reachable, self.g, torch.inf), self.eps)
+        if log_v is None:
+            log_v = self.cols.log_scaling(torch.where(self.reachable, self.g, torch.inf), self.eps)
         offset, damping = self.rows.half_step(self.eps)
         with on_threads(self.threads):
             swept: Sweep = self.kernel.sweep(log_v, offset, damping, self.eps, self.shift, self.items)
         self.passes += 1
         f = self.rows.potential(swept.row_lse, self.eps)
         answer = self.cols.potential(swept.col_lse, self.eps)
-        alive = log_v > -torch.inf
+        alive = self.cols.massive & self.reachable
         self.reachable = self.reachable & (torch.isfinite(answer) | ~alive)
+        self._find_lost(torch.isneginf(swept.row_lse) & self.rows.massive, alive & ~self.reachable)
         answer = torch.where(alive & self.reachable, answer, self.g)
         g, log_v = torch.where(self.reachable, self.g, torch.inf), torch.where(self.reachable, log_v, -torch.inf)
         return Pair(f, g, swept.log_u, log_v, swept.row_lse, swept.col_lse), answer
 
+    def _find_lost(self, rows: Tensor, cols: Tensor) -> None:
+        """Mark items in which a point that has allowed pairs found none: its numbers left the range of the type."""
+        if self.structure is None:
+            if not bool(rows.any()) and not bool(cols.any()):
+                return
+            self.structure = self.kernel.reachable(self.problem.rows.massive, self.problem.cols.massive)
+        row_reach, col_reach = self.structure if self.items is None else [part[self.items] for part in self.structure]
+        self.lost = self.lost | (rows & row_reach).any(1) | (cols & col_reach).any(1)
+
+    def judge(self, pair: Pair) -> Tensor:
+        """Violation of the pair, NaN for items that are lost, (A,)."""
+        violation = certificate.violation(self.rows, self.cols, pair.f, pair.g, pair.row_mass, pair.col_mass)
+        return torch.where(self.lost, torch.nan, violation)
+
+    def stalled(self, pair: Pair, violation: Tensor) -> Tensor:
+        """No progress for a while, at a violation that rounding explains."""
+        improved = violation < 0.9 * self.record
+        self.record = torch.where(improved, violation, self.record)
+        self.record_pass = torch.where(improved, self.passes, self.record_pass)
+        exact = ROUNDOFF[torch.float64] * _largest_of(pair) / self.reg  # potentials are float64 in either type
+        floor = 256 * exact.clamp_min(ROUNDOFF[self.problem.dtype])
+        return (self.passes - self.record_pass >= STALL_PASSES) & (violation <= floor)
+
     def tolerance(self, pair: Pair, reg: Tensor) -> Tensor | float:
         """tol, or where none was given the default of `uotlib.unbalanced_sinkhorn`."""
-        return self.tol if self.tol else (4 * roundoff(pair, reg, self.problem.dtype)).clamp_min(1e-5)
+        return self.tol if self.tol else (4 * roundoff(pair, reg, self.problem.dtype)).clamp(1e-5, 1e-2)
 
     def finish(self, done: Tensor | None, pair: Pair, violation: Tensor, n_iter: int, at_floor: Tensor | None) -> None:
         """Write down the answers of the active items where ``done`` holds (None: all of them)."""
@@ -146,7 +175,7 @@ class _Loop:
         kept = keep.nonzero()[:, 0]
         self.items = kept if self.items is None else self.items[kept]
         self.rows, self.cols = self.rows.select(kept), self.cols.select(kept)
-        for name in ("reg", "eps", "g", "reachable", "shift"):
+        for name in ("reg", "eps", "g", "reachable", "shift", "lost", "record", "record_pass"):
             setattr(self, name, getattr(self, name)[kept])
 
     def report(self, violation: Tensor) -> None:
@@ -154,7 +183,8 @@ class _Loop:
             return
         state = Progress(self.passes, float(self.eps.max()), float(violation.max()), len(violation))
         if callable(self.options.progress):
-            self.options.progress(state)
+            with on_threads(self.threads):
+                self.options.progress(state)
         else:
             print(f"pass {state.n_iter:5d}  eps {state.reg:.3g}  violation {state.violation:.3e}  "
                   f"running {state.running}", file=sys.stderr)
@@ -169,6 +199,7 @@ class _Loop:
             pair.col_lse = torch.where(idle, lse, pair.col_lse)
             pair.g = torch.where(idle, cols.potential(lse, reg), pair.g)
         gap = certificate.gap(rows, cols, pair.f, pair.g, pair.row_mass, pair.col_mass)
+        gap = torch.where(self.violation.isnan(), torch.nan, gap)
         converged = self.violation <= self.tolerance(pair, reg)
         return Outcome(pair, self.violation, gap, self.n_iter, converged, self.at_floor & ~converged)
 
@@ -182,19 +213,22 @@ class _Textbook(_Loop):
     def run(self) -> Outcome:
         before: Pair | None = None
         for iteration in range(self.max_iter + 1):
-            here, answer = self.sweep()
+            # Textbook v_0 has an entry for every column, massless ones too; from v_1 on those are 0.
+            everyone = iteration == 0 and self.problem.reg_type == "entropy"
+            here, answer = self.sweep(self.g / self.eps[:, None] if everyone else None)
             last = iteration == self.max_iter
             if before is not None:
                 pair = Pair(before.f, here.g, before.log_u, here.log_v, here.row_lse, before.col_lse)
-                violation = certificate.violation(self.rows, self.cols, pair.f, pair.g, pair.row_mass, pair.col_mass)
+                violation = self.judge(pair)
                 if last:
                     self.finish(None, pair, violation, iteration, None)
                     break
                 if self.synchronous and iteration % self.options.check_every == 0:
-                    done = violation <= self.tolerance(pair, self.reg)
+                    stalled = self.stalled(pair, violation)
+                    done = (violation <= self.tolerance(pair, self.reg)) | stalled | violation.isnan()
                     self.report(violation)
                     if bool(done.any()):
-                        self.finish(done, pair, violation, iteration, None)
+                        self.finish(done, pair, violation, iteration, stalled)
                         if bool(done.all()):
                             break
                         self.select(~done)
@@ -216,7 +250,6 @@ class _Accelerated(_Loop):
         self.anderson = Anderson(options.anderson_depth, batch, kernel.m, problem.device)
         infinite = torch.full((batch,), torch.inf, dtype=torch.float64, device=problem.device)
         self.best, self.best_answer = infinite, self.g
-        self.record, self.record_pass = infinite, torch.zeros_like(self.n_iter)
         self.confirming = torch.zeros(batch, dtype=torch.bool, device=problem.device)
         self.before: Pair | None = None
 
@@ -232,8 +265,8 @@ class _Accelerated(_Loop):
             close = at_target & (violation <= self.tolerance(here, self.reg))
             if self.synchronous and self.passes % self.options.check_every == 0:
                 self.report(violation)
-                stalled = at_target & self._stalled(here, violation)
-                done = (close & (self.confirming | ~self._one_sided)) | stalled
+                stalled = at_target & self.stalled(here, violation)
+                done = (close & (self.confirming | ~self._one_sided)) | stalled | violation.isnan()
                 if bool(done.any()):
                     self.finish(done, pair, violation, self.passes, stalled)
                     self.select(~done)
@@ -256,16 +289,7 @@ class _Accelerated(_Loop):
             confirmed = Pair(old.f, new.g, old.log_u, new.log_v, new.row_lse, old.col_lse)
             pair = Pair(*(torch.where(self.confirming[:, None], getattr(confirmed, name), getattr(new, name))
                           for name in ("f", "g", "log_u", "log_v", "row_lse", "col_lse")))
-        return pair, certificate.violation(self.rows, self.cols, pair.f, pair.g, pair.row_mass, pair.col_mass)
-
-    def _stalled(self, here: Pair, violation: Tensor) -> Tensor:
-        """No progress for a while, at a violation that rounding explains."""
-        improved = violation < 0.9 * self.record
-        self.record = torch.where(improved, violation, self.record)
-        self.record_pass = torch.where(improved, self.passes, self.record_pass)
-        exact = ROUNDOFF[torch.float64] * _largest_of(here) / self.reg  # potentials are float64 in either type
-        floor = 128 * exact.clamp_min(ROUNDOFF[self.problem.dtype])
-        return (self.passes - self.record_pass >= STALL_PASSES) & (violation <= floor)
+        return pair, self.judge(pair)
 
     def _advance(self, here: Pair, answer: Tensor, violation: Tensor, close: Tensor) -> None:
         """Choose the next g and eps of every active item."""
@@ -307,7 +331,7 @@ class _Accelerated(_Loop):
         super().select(keep)
         self.anderson.select(keep)
         self.annealing.select(keep)
-        for name in ("best", "best_answer", "record", "record_pass", "confirming"):
+        for name in ("best", "best_answer", "confirming"):
             setattr(self, name, getattr(self, name)[keep])
 
 

@@ -27,6 +27,8 @@ from torch import Tensor
 
 #: Column sums of a sweep below this (in units of exp(shift)) may have lost terms to underflow.
 WEAK_COLUMN = 1e-25
+#: Most entries of the cost that are copied at a time to redo single columns.
+MASKED_ENTRIES = 1 << 21
 
 
 def log_scaling(offset: Tensor, damping: Tensor, lse: Tensor) -> Tensor:
@@ -71,7 +73,7 @@ class Backend(ABC):
             col_mass: (B, m), float64, added to in place, so that blocks of rows can follow one another.
 
         Returns:
-            The row log-sum-exps r, (B, n).  Column sums under `WEAK_COLUMN` are not exact: see `Operator.sweep`.
+            The row log-sum-exps r, (B, n).  Column sums under `WEAK_COLUMN` are not exact: see `GibbsKernel.sweep`.
         """
 
     @abstractmethod
@@ -80,9 +82,11 @@ class Backend(ABC):
 
     def col_lse_masked(self, cost: Tensor, log_u: Tensor, reg: Tensor, mask: Tensor,
                        items: Tensor | None = None) -> Tensor:
-        """`col_lse` where ``mask`` (B, m) holds, -inf elsewhere; only columns that some problem asks for are read."""
-        columns = mask.any(0).nonzero()[:, 0]
+        """`col_lse` where ``mask`` (B, m) holds, -inf elsewhere; only those columns are read, a few at a time."""
         result = torch.full(mask.shape, -torch.inf, dtype=torch.float64, device=mask.device)
-        if len(columns):
-            result[:, columns] = self.col_lse(cost[:, :, columns].contiguous(), log_u, reg, items)
-        return torch.where(mask, result, -torch.inf)
+        for item in mask.any(1).nonzero()[:, 0].tolist():
+            entry = item if items is None else int(items[item])
+            for columns in mask[item].nonzero()[:, 0].split(max(1, MASKED_ENTRIES // max(1, cost.shape[1]))):
+                part = cost[entry, :, columns].contiguous()[None]
+                result[item, columns] = self.col_lse(part, log_u[item : item + 1], reg[item : item + 1])[0]
+        return result
