@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -12,6 +13,9 @@ from uotlib.backends import BACKENDS
 
 settings.register_profile("uotlib", deadline=None, max_examples=12, derandomize=True)
 settings.load_profile("uotlib")
+
+# Without a GPU the Triton kernels are tested under the interpreter, by test_triton_interpreter.py.
+collect_ignore = [] if torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1" else ["test_triton.py"]
 
 # The problems are small: a second thread would only wait, and beside other test processes it waits long.
 torch.set_num_threads(1)

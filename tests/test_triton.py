@@ -1,7 +1,7 @@
 """The Triton kernels against the reference backend: on a GPU where there is one, else under Triton's interpreter.
 
-The interpreter has to be chosen before the kernels are imported, so without a GPU this file runs itself again in a
-process of its own, with TRITON_INTERPRET=1.
+The interpreter has to be chosen before the kernels are imported, so without a GPU test_triton_interpreter.py runs this
+file in a process of its own, with TRITON_INTERPRET=1, and conftest.py keeps it out of the others.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ DEVICE = torch.device("cuda" if ON_GPU else "cpu")
 if ON_GPU:
     pytestmark = pytest.mark.gpu
 
-kernels = pytest.mark.skipif(not (INTERPRETED or ON_GPU), reason="run by test_under_the_interpreter")
 needs_gpu = pytest.mark.skipif(not ON_GPU, reason="needs a GPU")
 
 #: Small tiles send small problems through every loop: several tiles a slab, several slabs, several column blocks.
@@ -93,17 +92,6 @@ def assert_close(actual: Tensor, expected: Tensor, bound: float) -> None:
     torch.testing.assert_close(actual.double(), expected.double(), rtol=bound, atol=bound)
 
 
-def test_under_the_interpreter():
-    if INTERPRETED or ON_GPU:
-        pytest.skip("the tests of this file run in this process")
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", __file__]
-    run = subprocess.run(command, env={**environment, "TRITON_INTERPRET": "1"}, cwd=Path(__file__).parents[1],
-                         capture_output=True, text=True, timeout=280, check=False)
-    assert run.returncode == 0, run.stdout[-8000:] + run.stderr[-2000:]
-
-
-@kernels
 @pytest.mark.parametrize(("dtype", "eps"), [(torch.float32, 1.0), (torch.float32, 1e-2), (torch.float32, 1e-4),
                                             (torch.float64, 1e-2)])
 @pytest.mark.parametrize(("table", "shape"), [("default", (1, 1, 1)), ("default", (2, 7, 5)), ("default", (1, 41, 130)),
@@ -123,7 +111,6 @@ def test_matches_reference(table, shape, dtype, eps):
     assert_close(backend.panel(cost, log_u, log_v, reg), REFERENCE.panel(cost, log_u, log_v, reg), bound)
 
 
-@kernels
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 @pytest.mark.parametrize(("shape", "eps"), [((2, 21, 67), 1e-4), ((1, 41, 40), 1.0)])
 def test_rows_too_wide_for_the_chip(shape, eps, dtype):
@@ -132,7 +119,6 @@ def test_rows_too_wide_for_the_chip(shape, eps, dtype):
         assert_close(actual, expected, tolerance(dtype, eps))
 
 
-@kernels
 @pytest.mark.parametrize("table", ["small", "wide"])
 @pytest.mark.parametrize("layout", ["expanded", "rows_apart", "row_slice", "misaligned", "expanded_vectors"])
 def test_layouts(layout, table):
@@ -161,7 +147,6 @@ def test_layouts(layout, table):
     assert_close(backend.panel(cost, log_u, log_v, reg), REFERENCE.panel(cost, log_u, log_v, reg), bound)
 
 
-@kernels
 @pytest.mark.parametrize("table", ["small", "wide"])
 def test_items_select_entries_of_the_batch(table):
     case = draw(4, 9, 33, torch.float32, 1e-3)
@@ -177,7 +162,6 @@ def test_items_select_entries_of_the_batch(table):
         assert torch.equal(run(case["cost"], *vectors, items=items), run(gathered["cost"], *vectors))
 
 
-@kernels
 @pytest.mark.parametrize(("table", "dtype"), [("small", torch.float32), ("wide", torch.float32),
                                               ("default", torch.float64)])
 def test_infinities_are_points_without_mass(table, dtype):
@@ -207,7 +191,6 @@ def test_infinities_are_points_without_mass(table, dtype):
     assert (col_mass == 0.25).all()
 
 
-@kernels
 def test_nan_costs_show():
     case = draw(1, 6, 20, torch.float32, 1e-2)
     case["cost"][0, 2, 3] = math.nan
@@ -217,7 +200,6 @@ def test_nan_costs_show():
         assert torch.isnan(col_mass[0, 3])
 
 
-@kernels
 @pytest.mark.parametrize("table", ["small", "wide"])
 def test_finite_costs_may_stand_for_forbidden_pairs(table):
     """At 1e9 and eps 1e-4 a float32 cost is known to 6e5 eps: such pairs get no answer, but spoil no other."""
@@ -235,7 +217,6 @@ def test_finite_costs_may_stand_for_forbidden_pairs(table):
     assert_close(col_mass, expected_mass, tolerance(torch.float32, 1e-4))
 
 
-@kernels
 def test_weak_columns_are_exact_where_asked_for():
     """Outlier columns whose sums underflow float32: `col_lse_masked` gives them, and only them."""
     case = draw(2, 24, 70, torch.float32, 1e-4)
@@ -253,7 +234,6 @@ def test_weak_columns_are_exact_where_asked_for():
     assert torch.isneginf(nothing).all()
 
 
-@kernels
 @pytest.mark.parametrize("table", list(TABLES))
 def test_every_output_is_written(table, monkeypatch):
     """Memory handed out by torch is filled with NaN: what a kernel leaves unwritten would show."""
@@ -278,7 +258,6 @@ def test_every_output_is_written(table, monkeypatch):
         assert not torch.isnan(result).any()
 
 
-@kernels
 def test_same_bits_every_time():
     case = draw(2, 40, 50, torch.float32, 1e-3)
     for table in TABLES.values():
@@ -286,7 +265,6 @@ def test_same_bits_every_time():
         assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
-@kernels
 def test_blocks_of_rows_add_up():
     case = draw(2, 30, 41, torch.float32, 1e-2)
     backend = TritonBackend(SMALL)
@@ -298,7 +276,6 @@ def test_blocks_of_rows_add_up():
     assert_close(storage.T, col_mass, tolerance(torch.float32, 1e-2))
 
 
-@kernels
 @pytest.mark.parametrize("shape", [(0, 3, 4), (2, 0, 4), (2, 3, 0)])
 def test_nothing_to_do(shape):
     batch, n, m = shape
