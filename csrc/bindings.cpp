@@ -1,5 +1,5 @@
-// Python's view of the kernels.  Arrays come as addresses, so no version of torch is compiled in: the shapes and types
-// are checked in uotlib/backends, which is the only caller.
+// Python's view of the kernels.  Arrays come as addresses, so no version of torch is compiled in: shapes, types, devices
+// and the entries of items are checked in uotlib/backends/native.py, the only caller.
 #include <pybind11/pybind11.h>
 
 #include <cstdint>

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from uotlib import unbalanced_sinkhorn
+
 pytest.importorskip("triton")
 
 ROOT = Path(__file__).parents[1]
@@ -43,3 +45,20 @@ def test_interpreted_checks_leave_a_record(tmp_path):
     assert operations == {"sweep", "row_lse", "row_lse_items", "col_lse", "col_lse_masked", "panel"}
     assert all(row["correct"] and row["error"] <= row["bound"] for row in record["correctness"])
     assert not [key for key in json.dumps(record).split('"') if key.endswith("_us")], "the interpreter times nothing"
+
+
+def test_a_solve_is_correct_where_float64_agrees(monkeypatch):
+    """A solve of another problem certifies itself just as well: only the comparison finds it."""
+    monkeypatch.syspath_prepend(str(ROOT))
+    from benchmarks.gpu.solves import check
+
+    cost = torch.rand(60, 70, generator=torch.Generator().manual_seed(0))
+    problem = {"reg": 0.01, "reg_m": 1.0, "tol": 1e-4}
+    right = check(unbalanced_sinkhorn(cost, **problem), cost, **problem)
+    assert right["correct"]
+    assert max(right["value_error"], right["mass_error"]) < 1e-6
+    for other in (unbalanced_sinkhorn(cost + 1e-3, **problem), unbalanced_sinkhorn(cost, **problem | {"reg": 0.0101})):
+        wrong = check(other, cost, **problem)
+        assert wrong["violation"] <= problem["tol"]
+        assert wrong["correct"] is False
+    assert check(unbalanced_sinkhorn(cost, **problem | {"tol": 1e-2}), cost, **problem)["correct"] is False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -314,12 +315,12 @@ def test_exponential(dtype, lowest, tolerance):
     assert y[4].isnan()
 
 
-@pytest.mark.parametrize("level", ["baseline", "avx2"])
+LEVELS = ["baseline", "avx2", "avx512"]
+
+
+@pytest.mark.parametrize("level", LEVELS[:LEVELS.index(extension.simd_level())] if extension else [])
 def test_lower_instruction_sets(level):
-    """Those that this machine has better than, in a process of their own: the choice is made once."""
-    levels = ["baseline", "avx2", "avx512"]
-    if levels.index(level) >= levels.index(extension.simd_level()):
-        pytest.skip(f"{level} is not below {extension.simd_level()}, which all other tests ran")
+    """Those below the one that all other tests ran, in a process of their own: the choice is made once."""
     done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", __file__,
                            "-k", "operations or exponential or forbidden or reached or nan or twice"],
                           env={**os.environ, "UOTLIB_SIMD": level}, capture_output=True, text=True)
@@ -333,3 +334,66 @@ def test_refusals_name_the_reason(monkeypatch):
     assert "not float16" in NATIVE.why_not(torch.device("cpu"), torch.float16)
     monkeypatch.setattr("uotlib.backends.native.missing", "no extension, because")
     assert NATIVE.why_not(torch.device("cpu"), torch.float32) == "no extension, because"
+
+
+def arguments(operation: str) -> dict[str, Tensor]:
+    inputs = Inputs(2, 5, 7, torch.float32)
+    names = {"row_lse": ["log_v"], "col_lse": ["log_u"], "panel": ["log_u", "log_v"],
+             "sweep": ["log_v", "offset", "damping", "shift", "col_mass"]}[operation]
+    return {name: getattr(inputs, name) for name in ("cost", "reg", *names)} | {"items": torch.tensor([1, 0])}
+
+
+@pytest.mark.parametrize("operation", ["row_lse", "col_lse", "panel", "sweep"])
+def test_every_array_is_checked(operation):
+    """The kernels get addresses: whatever is not as it should be is refused by name, not read out of bounds."""
+    run, right = getattr(NATIVE, operation), arguments(operation)
+    run(**right)
+    for name in right.keys() - {"cost", "items"}:
+        shape = tuple(right[name].shape)
+        for wrong in (right[name][:1], right[name][..., :-1], right[name][None], right[name].to("meta")):
+            with pytest.raises(ValueError, match=rf"^{name} must be of shape {re.escape(str(shape))} on the CPU, got "):
+                run(**right | {name: wrong})
+    with pytest.raises(ValueError, match=r"must be of shape \(3,"):
+        run(**right | {"items": torch.tensor([1, 0, 1])})
+    cost = right["cost"]
+    for wrong in (cost[0], cost[None], cost.to("meta")):
+        with pytest.raises(ValueError, match=r"^cost must be of shape \(B, n, m\) on the CPU, got "):
+            run(**right | {"cost": wrong})
+    for wrong in (cost.half(), cost.long()):
+        with pytest.raises(TypeError, match=r"^cost must be float32 or float64, got (float16|int64)$"):
+            run(**right | {"cost": wrong})
+    with pytest.raises(TypeError, match=r"^items must be int64, got int32$"):
+        run(**right | {"items": torch.tensor([1, 0], dtype=torch.int32)})
+    for items in (torch.tensor(1), torch.tensor([[1, 0]]), torch.tensor([1, 0, 0])[::2],
+                  torch.tensor([1, 0]).to("meta")):
+        with pytest.raises(ValueError, match=r"^items must be contiguous, of shape "):
+            run(**right | {"items": items})
+    for items, got in (([0, 2], "0 to 2"), ([-1, 1], "-1 to 1")):
+        with pytest.raises(ValueError, match=rf"^items must be in \[0, 2\), the cost's batch, got {got}$"):
+            run(**right | {"items": torch.tensor(items)})
+
+
+def test_column_masses_are_float64():
+    right = arguments("sweep")
+    with pytest.raises(TypeError, match=r"^col_mass is added to in place: it must be float64, got float32$"):
+        NATIVE.sweep(**right | {"col_mass": right["col_mass"].float()})
+
+
+def test_short_vector_of_a_wide_cost():
+    with pytest.raises(ValueError, match=r"^log_v must be of shape \(1, 100000\) on the CPU, got \(1, 10\) on cpu$"):
+        NATIVE.row_lse(torch.rand(1, 4, 100000), torch.zeros(1, 10), torch.ones(1))
+
+
+def test_unknown_instruction_set_is_a_sentence():
+    """The backend that cannot run says so, in the report and where it is asked for; nothing else stops."""
+    program = ("import torch; from uotlib.info import report; from uotlib.backends import BACKENDS; print(report());"
+               "print(BACKENDS['native'].why_not(torch.device('cpu'), torch.float32))")
+    done = subprocess.run([sys.executable, "-c", program], env={**os.environ, "UOTLIB_SIMD": "sse9"},
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    *report, reason = done.stdout.splitlines()
+    assert "UOTLIB_SIMD must be baseline, avx2 or avx512" in reason
+    assert "got 'sse9'" in reason
+    for name in ("extension", "native on cpu"):
+        assert any(line.startswith(name) and line.endswith(reason) for line in report)
+    assert any(line.startswith("reference on cpu") and line.endswith("available") for line in report)

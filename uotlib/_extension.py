@@ -8,7 +8,9 @@ from types import ModuleType
 
 def _load() -> tuple[ModuleType | None, str | None]:
     try:
-        return import_module("uotlib._C"), None
+        module = import_module("uotlib._C")
+        module.simd_level()  # chosen here, once: UOTLIB_SIMD may ask for what this machine has not
+        return module, None
     except ModuleNotFoundError as error:
         if error.name != "uotlib._C":
             return None, f"the compiled extension uotlib._C failed to import ({error})"
@@ -16,6 +18,8 @@ def _load() -> tuple[ModuleType | None, str | None]:
                       "compiler is found: install one, then uotlib again)")
     except ImportError as error:
         return None, f"the compiled extension uotlib._C failed to import ({error})"
+    except ValueError as error:
+        return None, f"the compiled extension uotlib._C cannot choose its instructions ({error})"
 
 
 #: The module, or None; and why it is None.

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -27,8 +29,7 @@ class SolverOptions:
         trust_region: Furthest that acceleration moves any potential beyond the plain step, in units of eps.
         check_every: Iterations between looks at the stop rule (each one waits for the device on a GPU).
         block_bytes: Memory that streamed costs and plans are cut to, in bytes.
-        progress: True for a line on standard error every ``check_every`` checks, or a callable that gets a
-            `Progress` at every check.
+        progress: True for a line on standard error at every check, or a callable that gets a `Progress` there.
     """
 
     anneal_start: float = 0.3
@@ -47,19 +48,15 @@ class SolverOptions:
     progress: bool | Callable[[Progress], None] = False
 
     def __post_init__(self) -> None:
-        _require(0 < self.anneal_factor < 1, "anneal_factor", "in (0, 1)", self.anneal_factor)
-        _require(self.anneal_start > 0, "anneal_start", "positive", self.anneal_start)
-        _require(self.anneal_violation > 0, "anneal_violation", "positive", self.anneal_violation)
-        _require(self.anneal_accuracy > 0, "anneal_accuracy", "positive", self.anneal_accuracy)
-        _require(self.anneal_order >= 0, "anneal_order", "at least 0", self.anneal_order)
-        _require(self.anneal_passes >= 1, "anneal_passes", "at least 1", self.anneal_passes)
-        _require(self.anderson_depth >= 0, "anderson_depth", "at least 0", self.anderson_depth)
-        _require(self.anderson_start >= 0, "anderson_start", "at least 0", self.anderson_start)
-        _require(self.safeguard >= 1, "safeguard", "at least 1", self.safeguard)
-        _require(0 <= self.backtrack < 1, "backtrack", "in [0, 1)", self.backtrack)
-        _require(self.trust_region > 0, "trust_region", "positive", self.trust_region)
-        _require(self.check_every >= 1, "check_every", "at least 1", self.check_every)
-        _require(self.block_bytes >= 1 << 12, "block_bytes", "at least 4096", self.block_bytes)
+        for name, (kind, wanted, holds) in _NUMBERS.items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, kind):
+                noun = "an integer" if kind is Integral else "a number"
+                raise TypeError(f"SolverOptions.{name} must be {noun}, got {value!r}")
+            if not holds(value):
+                raise ValueError(f"SolverOptions.{name} must be {wanted}, got {value}")
+        if not isinstance(self.progress, bool) and not callable(self.progress):
+            raise TypeError(f"SolverOptions.progress must be True, False or a callable, got {self.progress!r}")
 
 
 @dataclass(frozen=True)
@@ -79,6 +76,19 @@ class Progress:
     running: int
 
 
-def _require(holds: bool, name: str, wanted: str, received: float) -> None:
-    if not holds or (isinstance(received, float) and math.isnan(received)):
-        raise ValueError(f"SolverOptions.{name} must be {wanted}, got {received}")
+#: Every option that is a number: its kind, the values it may have in words, and as a test that NaN fails.
+_NUMBERS: dict[str, tuple[type, str, Callable[[Any], bool]]] = {
+    "anneal_start": (Real, "positive and finite", lambda value: 0 < value < math.inf),
+    "anneal_factor": (Real, "in (0, 1)", lambda value: 0 < value < 1),
+    "anneal_violation": (Real, "positive", lambda value: value > 0),
+    "anneal_accuracy": (Real, "positive", lambda value: value > 0),
+    "anneal_order": (Integral, "at least 0", lambda value: value >= 0),
+    "anneal_passes": (Integral, "at least 1", lambda value: value >= 1),
+    "anderson_depth": (Integral, "at least 0", lambda value: value >= 0),
+    "anderson_start": (Integral, "at least 0", lambda value: value >= 0),
+    "safeguard": (Real, "at least 1", lambda value: value >= 1),
+    "backtrack": (Real, "in [0, 1)", lambda value: 0 <= value < 1),
+    "trust_region": (Real, "positive", lambda value: value > 0),
+    "check_every": (Integral, "at least 1", lambda value: value >= 1),
+    "block_bytes": (Integral, "at least 4096", lambda value: value >= 4096),
+}
