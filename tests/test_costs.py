@@ -228,3 +228,18 @@ def test_streaming_needs_little_memory():
 
 def test_names_are_exported():
     assert {"Cost", "CosineCost", "SqEuclideanCost", "DotCost"} <= set(uotlib.__all__)
+
+
+@pytest.mark.parametrize("switch", ["high", "medium"])
+def test_reduced_precision_switches_do_not_reach_the_cost(switch):
+    """Whatever the process allows float32 products, it finds the setting as it left it."""
+    x, z = (torch.randn(32, 16, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    plain = uotlib.unbalanced_sinkhorn(uotlib.CosineCost(x, z), reg=0.05, reg_m=1.0).plan
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(switch)
+    try:
+        reduced = uotlib.unbalanced_sinkhorn(uotlib.CosineCost(x, z), reg=0.05, reg_m=1.0).plan
+        assert torch.get_float32_matmul_precision() == switch
+    finally:
+        torch.set_float32_matmul_precision(before)
+    torch.testing.assert_close(reduced, plain, rtol=0, atol=0)

@@ -222,14 +222,16 @@ def unit_vectors(features: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def full_precision_matmul(device: torch.device) -> Iterator[None]:
-    """Autocast off, and TF32 on a GPU: an error of 1e-3 in a cost is 10 in the exponent at eps 1e-4."""
+    """Autocast, TF32 and bfloat16 products off: an error of 1e-3 in a cost is 10 in the exponent at eps 1e-4."""
+    backends = {"cuda": torch.backends.cuda, "cpu": torch.backends.mkldnn}
+    matmul = getattr(backends.get(device.type), "matmul", None)
     with torch.autocast(device.type, enabled=False):
-        if device.type != "cuda":
+        if matmul is None:
             yield
             return
-        before = torch.backends.cuda.matmul.fp32_precision
-        torch.backends.cuda.matmul.fp32_precision = "ieee"
+        before = matmul.fp32_precision
+        matmul.fp32_precision = "ieee"
         try:
             yield
         finally:
-            torch.backends.cuda.matmul.fp32_precision = before
+            matmul.fp32_precision = before
