@@ -41,7 +41,7 @@ def cross_masses(x: Tensor, z: Tensor, *, normalize: bool = True, floor: float =
 
     Example:
         >>> import torch
-        >>> from uotlib.masses import cross_masses
+        >>> from uotlib import cross_masses
         >>> x = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
         >>> z = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [3.0, 0.0]])
         >>> a, b = cross_masses(x, z)
