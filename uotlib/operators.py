@@ -68,7 +68,8 @@ class GibbsKernel:
         """(rows, cost block, items of that block) for the active problems; at most ``block_bytes`` at a time."""
         entries = self.items_of(items)
         batch = self.batch if items is None else len(items)
-        streamed = 0 if self.matrix is not None else 4 * self.dtype.itemsize
+        # A streamed block is a product, its last touch and the result in the solver's type.
+        streamed = 0 if self.matrix is not None else 2 * self.prepared[0].element_size() + self.dtype.itemsize
         bytes_per_entry = max(bytes_per_entry, self.backend.bytes_per_entry + streamed)
         step = max(1, self.block_bytes // max(1, batch * self.m * bytes_per_entry)) if bytes_per_entry else self.n
         prepared = self.prepared

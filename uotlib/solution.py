@@ -38,7 +38,7 @@ class Solution:
     converged: Tensor
 
     def __init__(self, problem: Problem, kernel: GibbsKernel, outcome: Outcome, grad: str) -> None:
-        self._problem, self._kernel, self._pair, self._grad = problem, kernel, outcome.pair, grad
+        self._problem, self._kernel, self._pair = problem, kernel, outcome.pair
         self._attached = grad != "none" and torch.is_grad_enabled() and any(
             tensor.requires_grad for _, tensor in problem.named)
         self._versions = tuple(_version(tensor) for _, tensor in problem.named)

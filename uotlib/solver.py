@@ -258,8 +258,7 @@ class _Accelerated(_Loop):
             here, answer = self.sweep()
             pair, violation = self._certified(here)
             at_target = self.annealing.at_target
-            last = self.passes >= self.max_iter
-            if last:
+            if self.passes >= self.max_iter:
                 self.finish(None, pair, violation, self.passes, None)
                 break
             close = at_target & (violation <= self.tolerance(here, self.reg))
@@ -269,8 +268,8 @@ class _Accelerated(_Loop):
                 done = (close & (self.confirming | ~self._one_sided)) | stalled | violation.isnan()
                 if bool(done.any()):
                     self.finish(done, pair, violation, self.passes, stalled)
-                    self.select(~done)
                     keep = ~done
+                    self.select(keep)
                     here, answer, violation = _keep(here, keep), answer[keep], violation[keep]
                     close = close[keep]
             self._advance(here, answer, violation, close)
