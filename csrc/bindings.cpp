@@ -80,6 +80,14 @@ void exp2_array(bool is_double, Address in, Address out, std::int64_t count) {
   uot::kernels(is_double).exp2(reinterpret_cast<const void*>(in), reinterpret_cast<void*>(out), count);
 }
 
+void exp_array(Address in, Address out, std::int64_t count) {
+  uot::kernels(true).exp(vector(in), reinterpret_cast<double*>(out), count);
+}
+
+void log_array(Address in, Address out, std::int64_t count) {
+  uot::kernels(true).log(vector(in), reinterpret_cast<double*>(out), count);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, module) {
@@ -98,5 +106,7 @@ PYBIND11_MODULE(_C, module) {
   module.def("col_lse", &col_lse);
   module.def("sweep", &sweep);
   module.def("panel", &panel);
+  module.def("exp", &exp_array, "e^x of float64, for its test");
+  module.def("log", &log_array, "Natural logarithm of float64, for its test");
   module.def("exp2", &exp2_array, "2^x by the kernels' polynomial, for its test");
 }

@@ -10,9 +10,16 @@ namespace uot {
 // so results do not depend on the number of threads.
 constexpr int64_t kSlabRows = 64;
 constexpr int64_t kMaxSlabs = 64;
-constexpr int64_t kTileRows = 8;      // rows that share one pass over a slab's column sums
+constexpr int64_t kTileRows = 8;      // rows that share one pass over a slab's column sums, and of a block that is skipped
+constexpr int64_t kSkipColumns = 64;  // columns of a block that is skipped
 constexpr int64_t kChunk = 2048;      // entries of a vector that are one unit of work
 constexpr size_t kAlignment = 64;
+
+// Blocks of the cost that a sweep may skip, kTileRows x kSkipColumns, counted from its first row and column.
+constexpr int64_t block_rows(int64_t n) { return (n + kTileRows - 1) / kTileRows; }
+constexpr int64_t block_columns(int64_t m) { return (m + kSkipColumns - 1) / kSkipColumns; }
+// Entries of a table of block minima, per entry of the cost's batch: block_rows(n) x block_columns(m), row-major.
+constexpr int64_t block_min_entries(int64_t n, int64_t m) { return block_rows(n) * block_columns(m); }
 
 struct Job {
   // The cost: strides in entries, unit stride along columns.
@@ -25,6 +32,16 @@ struct Job {
   const double *reg, *log_u, *log_v, *offset, *damping, *shift;
   double *row_out, *col_out;
   void* plan;
+
+  // What a sweep is told beforehand.  Right or wrong, it changes the time and not the result.
+  const double* row_hint;  // (count, n) expected row log-sum-exps (natural log), or null: no expectation
+  const double* col_hint;  // (count, m) expected column log-sum-exps of log u - C / eps, or null
+  const void* block_min;   // minima of the cost's blocks in its type, per entry of the cost's batch (index item(i)); or
+                           // null: no skipping
+  double* missed;          // (count, block_columns(m)) out, added to: bound of what skipping left out of any column of
+                           // the block, in units of col_out; null iff block_min is
+  void* block_min_out;     // where kBlockMin writes such a table
+  const bool* mask;        // (count, m) columns that kColLseMasked is asked for
 
   // The cut of one problem.
   int64_t slabs, slab_rows;
@@ -51,8 +68,10 @@ using Unit = void (*)(const Job& job, int64_t index, int worker);
 struct Kernels {
   int64_t lanes, block;  // entries in a vector; columns in a block
   Unit split_rows, split_columns;
-  Unit row_lse, sweep, merge_sweep, col_lse, merge_col_lse, panel;
+  Unit row_lse, sweep, merge_sweep, col_lse, merge_col_lse, panel, block_min;
   void (*exp2)(const void* in, void* out, int64_t count);
+  void (*exp)(const double* in, double* out, int64_t count);  // exp(-inf) = 0
+  void (*log)(const double* in, double* out, int64_t count);  // log(0) = -inf, NaN of what is negative
 };
 
 namespace baseline { const Kernels& kernels(bool is_double); }

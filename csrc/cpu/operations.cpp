@@ -2,11 +2,10 @@
 
 #include <cstdlib>
 #include <cstring>
+#include <memory>
 #include <new>
 #include <stdexcept>
 #include <string>
-
-#include "pool.h"
 
 namespace uot {
 namespace {
@@ -44,28 +43,21 @@ Level level() {
 
 int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 
-// One allocation for all scratch of a call: measured first, then handed out.
+// Hands out pieces of one allocation; without one, only counts them.
 class Arena {
  public:
-  ~Arena() { std::free(memory_); }
-
-  template <class Layout> void lay_out(const Layout& layout) {
-    layout(*this);
-    memory_ = static_cast<char*>(std::aligned_alloc(kAlignment, used_ ? used_ : kAlignment));
-    if (!memory_) throw std::bad_alloc();
-    used_ = 0;
-    layout(*this);
-  }
+  explicit Arena(void* memory) : memory_(static_cast<char*>(memory)) {}
+  int64_t used() const { return used_; }
 
   void* take(int64_t bytes) {
     void* place = memory_ ? memory_ + used_ : nullptr;
-    used_ += size_t(round_up(bytes, kAlignment));
+    used_ += round_up(bytes, int64_t(kAlignment));
     return place;
   }
 
  private:
-  char* memory_ = nullptr;
-  size_t used_ = 0;
+  char* memory_;
+  int64_t used_ = 0;
 };
 
 }  // namespace
@@ -80,12 +72,11 @@ const Kernels& kernels(bool is_double) {
   return baseline::kernels(is_double);
 }
 
-void run_operation(Operation operation, Job job, bool is_double, int threads) {
-  if (job.count <= 0 || (job.n <= 0 && job.m <= 0)) return;
+int64_t lay_out(Job& job, Operation operation, bool is_double, int workers, void* memory) {
   const Kernels& kernel = kernels(is_double);
   const int64_t size = is_double ? 8 : 4, line = int64_t(kAlignment) / size;
   const bool by_row = operation == Operation::kRowLse || operation == Operation::kSweep;
-  const bool by_column = operation == Operation::kColLse || operation == Operation::kSweep;
+  const bool running_peak = operation == Operation::kColLse || operation == Operation::kColLseMasked;
 
   job.slabs = job.n / kSlabRows;
   job.slabs = job.slabs < 1 ? 1 : job.slabs > kMaxSlabs ? kMaxSlabs : job.slabs;
@@ -95,42 +86,60 @@ void run_operation(Operation operation, Job job, bool is_double, int threads) {
   job.height = round_up(job.n, line);
   job.blocks = (job.m + kernel.block - 1) / kernel.block;
   job.weights = operation != Operation::kPanel;
-
-  // Waking a thread costs about what twenty thousand entries do.
-  const int64_t useful = 1 + job.count * job.n * job.m / 20000;
-  if (threads > useful) threads = int(useful);
   const int64_t longest = job.width > kernel.block ? job.width : kernel.block;
   job.tile_bytes = size_t(round_up((kTileRows * (longest + line) + 3 * kTileRows * job.blocks) * size, kAlignment));
 
-  Arena arena;
-  arena.lay_out([&](Arena& from) {
-    if (job.log_v) {
-      job.v_high = from.take(job.count * job.width * size);
-      job.v_low = from.take(job.count * job.width * size);
-    }
-    if (job.log_u) {
-      job.u_high = from.take(job.count * job.height * size);
-      job.u_low = from.take(job.count * job.height * size);
-    }
-    if (by_column) {
-      job.slab_sum = from.take(job.count * job.slabs * job.width * size);
-      job.slab_peak = operation == Operation::kColLse ? from.take(job.count * job.slabs * job.width * size) : nullptr;
-      job.slab_unit = static_cast<double*>(from.take(job.count * job.slabs * 8));
-    }
-    if (by_row || by_column) job.tile = from.take(int64_t(job.tile_bytes) * (threads > 1 ? threads : 1));
-  });
+  Arena from(memory);
+  if (job.log_v) {
+    job.v_high = from.take(job.count * job.width * size);
+    job.v_low = from.take(job.count * job.width * size);
+  }
+  if (job.log_u) {
+    job.u_high = from.take(job.count * job.height * size);
+    job.u_low = from.take(job.count * job.height * size);
+  }
+  if (running_peak || operation == Operation::kSweep) {
+    job.slab_sum = from.take(job.count * job.slabs * job.width * size);
+    job.slab_peak = running_peak ? from.take(job.count * job.slabs * job.width * size) : nullptr;
+    job.slab_unit = static_cast<double*>(from.take(job.count * job.slabs * 8));
+  }
+  if (by_row || running_peak) job.tile = from.take(int64_t(job.tile_bytes) * (workers > 1 ? workers : 1));
+  return from.used();
+}
 
+PhaseList phases_of(const Job& job, Operation operation, bool is_double) {
+  const Kernels& kernel = kernels(is_double);
   const auto chunks = [&](int64_t length) { return job.count * ((length + kChunk - 1) / kChunk); };
   const Phase columns{kernel.split_columns, chunks(job.width)}, rows{kernel.split_rows, chunks(job.height)};
   const int64_t slabs = job.count * job.slabs;
   switch (operation) {
-    case Operation::kRowLse: return run_phases(job, {columns, {kernel.row_lse, slabs}}, threads);
+    case Operation::kRowLse: return {{columns, {kernel.row_lse, slabs}}, 2};
     case Operation::kColLse:
-      return run_phases(job, {rows, {kernel.col_lse, slabs}, {kernel.merge_col_lse, chunks(job.width)}}, threads);
+      return {{rows, {kernel.col_lse, slabs}, {kernel.merge_col_lse, chunks(job.width)}}, 3};
     case Operation::kSweep:
-      return run_phases(job, {columns, {kernel.sweep, slabs}, {kernel.merge_sweep, chunks(job.width)}}, threads);
-    case Operation::kPanel: return run_phases(job, {columns, rows, {kernel.panel, slabs}}, threads);
+      return {{columns, {kernel.sweep, slabs}, {kernel.merge_sweep, chunks(job.width)}}, 3};
+    case Operation::kPanel: return {{columns, rows, {kernel.panel, slabs}}, 3};
+    case Operation::kBlockMin: return {{{kernel.block_min, slabs}}, 1};
+    case Operation::kColLseMasked: break;
   }
+  return {};
+}
+
+int useful_threads(const Job& job, int threads) {
+  // Waking a thread costs about what twenty thousand entries do.
+  const int64_t useful = 1 + job.count * job.n * job.m / 20000;
+  return threads > useful ? int(useful) : threads;
+}
+
+void run_operation(Operation operation, Job job, bool is_double, int threads) {
+  if (job.count <= 0 || (job.n <= 0 && job.m <= 0)) return;
+  threads = useful_threads(job, threads);
+  const int64_t bytes = lay_out(job, operation, is_double, threads, nullptr);
+  const std::unique_ptr<void, decltype(&std::free)> memory(
+      std::aligned_alloc(kAlignment, size_t(bytes ? bytes : int64_t(kAlignment))), &std::free);
+  if (!memory) throw std::bad_alloc();
+  lay_out(job, operation, is_double, threads, memory.get());
+  run_phases(job, phases_of(job, operation, is_double), threads);
 }
 
 }  // namespace uot

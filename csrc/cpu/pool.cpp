@@ -44,11 +44,11 @@ inline void relax() {
 // wakes late finds nothing to do and nobody waits for it.
 class Run {
  public:
-  Run(const Job& job, std::initializer_list<Phase> phases) : job_(job), phases_(phases.begin()), count_(phases.size()) {}
+  Run(const Job& job, const PhaseList& list) : job_(job), phases_(list.phases), count_(list.count) {}
 
   void work(int worker) {
     const FlushDenormals flush;
-    for (size_t k = 0; k < count_; ++k) {
+    for (int k = 0; k < count_; ++k) {
       const int64_t units = phases_[k].units;
       int64_t done_here = 0;
       for (int64_t i; (i = next_[k].fetch_add(1, std::memory_order_relaxed)) < units; ++done_here)
@@ -60,13 +60,11 @@ class Run {
     }
   }
 
-  static constexpr size_t kMaxPhases = 4;
-
  private:
   const Job& job_;
   const Phase* phases_;
-  size_t count_;
-  std::atomic<int64_t> next_[kMaxPhases] = {}, done_[kMaxPhases] = {};
+  int count_;
+  std::atomic<int64_t> next_[PhaseList::kMost] = {}, done_[PhaseList::kMost] = {};
 };
 
 class Pool {
@@ -142,10 +140,10 @@ const int registered = pthread_atfork(nullptr, nullptr, [] { pool = new Pool; })
 
 }  // namespace
 
-void run_phases(const Job& job, std::initializer_list<Phase> phases, int threads) {
-  Run run(job, phases);
+void run_phases(const Job& job, const PhaseList& list, int threads) {
+  Run run(job, list);
   int64_t widest = 0;
-  for (const Phase& phase : phases) widest = phase.units > widest ? phase.units : widest;
+  for (int k = 0; k < list.count; ++k) widest = list.phases[k].units > widest ? list.phases[k].units : widest;
   if (threads > widest) threads = int(widest);
   if (threads <= 1 || !pool.load()->run(run, threads)) run.work(0);
 }

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cstdint>
-#include <initializer_list>
 
 #include "job.h"
 
@@ -13,8 +12,14 @@ struct Phase {
   int64_t units;
 };
 
+struct PhaseList {
+  static constexpr int kMost = 4;
+  Phase phases[kMost];
+  int count;
+};
+
 // Runs every unit of a phase before the first of the next, on the calling thread and up to `threads - 1` others.
 // Safe to call from several threads at once, and in a child after fork().  Units must not throw.
-void run_phases(const Job& job, std::initializer_list<Phase> phases, int threads);
+void run_phases(const Job& job, const PhaseList& phases, int threads);
 
 }  // namespace uot
