@@ -29,6 +29,8 @@ CPU_LEVELS = {
     "avx2": ("32", "-mavx2 -mfma"),
     "avx512": ("64", "-mavx512f -mavx512dq -mavx512bw -mavx512vl -mfma"),
 }
+#: Files of csrc/cpu that are compiled once per level.
+PER_LEVEL = ("kernels", "vectors")
 CUDA_ARCHS = ("80", "90a", "100a", "120")
 # No fast-math: infinities and NaN must survive.  Contraction to fused multiply-add is meant.
 CXX_FLAGS = ("-std=c++17 -O3 -fPIC -fvisibility=hidden -fno-math-errno -fno-trapping-math -ffp-contract=fast "
@@ -104,10 +106,11 @@ def ninja_file(cxx: str, nvcc: str | None, build: Path, target: Path) -> str:
 
     for level, (vector_bytes, options) in CPU_LEVELS.items():
         if x86 or level == "baseline":
-            compile_edge(sources / "cpu/kernels.cpp", "cxx",
-                         f"{options} -DUOT_LEVEL={level} -DUOT_VECTOR_BYTES={vector_bytes}", f"kernels_{level}")
+            for stem in PER_LEVEL:
+                compile_edge(sources / f"cpu/{stem}.cpp", "cxx",
+                             f"{options} -DUOT_LEVEL={level} -DUOT_VECTOR_BYTES={vector_bytes}", f"{stem}_{level}")
     for source in sorted((sources / "cpu").glob("*.cpp")):
-        if source.stem != "kernels":
+        if source.stem not in PER_LEVEL:
             compile_edge(source, "cxx", "")
 
     archs = cuda_archs(nvcc) if nvcc else []
@@ -115,9 +118,10 @@ def ninja_file(cxx: str, nvcc: str | None, build: Path, target: Path) -> str:
     for source in cuda_sources:
         compile_edge(source, "nvcc" if archs else "cxx", "", f"cuda_{source.stem}")
     # Only this edge changes with the build environment's temporary directory: the kernels are not compiled anew.
+    includes = f"-I{quoted(pybind11.get_include())} {python_includes} "
+    compile_edge(sources / "solve_bindings.cpp", "cxx", includes)
     compile_edge(sources / "bindings.cpp", "cxx",
-                 f"-I{quoted(pybind11.get_include())} {python_includes} "
-                 f"-DUOT_COMPILER={quoted(define_string(version_line(cxx)))} "
+                 f"{includes}-DUOT_COMPILER={quoted(define_string(version_line(cxx)))} "
                  f"-DUOT_CUDA_ARCHS={quoted(define_string(' '.join(f'sm_{arch}' for arch in archs)))}")
     edges.append(f"build {escaped(target)}: link {' '.join(map(escaped, objects))}\n")
 

@@ -7,6 +7,7 @@
 
 #include "cpu/operations.h"
 #include "cuda/device.h"
+#include "solve_bindings.h"
 
 namespace py = pybind11;
 
@@ -102,6 +103,7 @@ PYBIND11_MODULE(_C, module) {
                        std::int64_t count, std::int64_t n, std::int64_t m, Address items, Address reg, int threads) {
         return Cost{data, is_double, batch_stride, row_stride, count, n, m, items, reg, threads};
       }));
+  bind_solve(module);
   module.def("row_lse", &row_lse);
   module.def("col_lse", &col_lse);
   module.def("sweep", &sweep);

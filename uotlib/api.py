@@ -20,6 +20,8 @@ from .solver import Outcome, solve
 
 Scalar = float | Tensor
 
+_DEFAULTS = SolverOptions()
+
 
 def unbalanced_sinkhorn(cost: Tensor | Cost, a: Tensor | None = None, b: Tensor | None = None, *,
                         reg: Scalar, reg_m: Scalar | Sequence[Scalar], reg_type: str = "kl", method: str = "auto",
@@ -119,7 +121,7 @@ def _check_settings(method: object, max_iter: object, tol: object, grad: object,
     if not isinstance(backend, str):
         raise TypeError(f"backend must be a str, got {type(backend).__name__}")
     if options is None:
-        return SolverOptions()
+        return _DEFAULTS
     if not isinstance(options, SolverOptions):
         raise TypeError(f"options must be a SolverOptions, got {type(options).__name__}")
     return options

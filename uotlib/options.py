@@ -22,7 +22,7 @@ class SolverOptions:
         anneal_order: Degree in eps of the extrapolation that starts a level from the ends of those before; 0 starts it
             from the last end.
         anneal_passes: Most passes over the cost in one level.
-        anderson_depth: Differences that Anderson acceleration keeps; 0 turns it off.
+        anderson_depth: Differences that Anderson acceleration keeps, at most 63; 0 turns it off.
         anderson_start: Plain iterations at the start of a level.
         safeguard, backtrack: An accelerated step whose violation exceeds ``safeguard`` times the best since the last
             restart is cut to the fraction ``backtrack``, and the history is forgotten.
@@ -84,7 +84,7 @@ _NUMBERS: dict[str, tuple[type, str, Callable[[Any], bool]]] = {
     "anneal_accuracy": (Real, "positive", lambda value: value > 0),
     "anneal_order": (Integral, "at least 0", lambda value: value >= 0),
     "anneal_passes": (Integral, "at least 1", lambda value: value >= 1),
-    "anderson_depth": (Integral, "at least 0", lambda value: value >= 0),
+    "anderson_depth": (Integral, "from 0 to 63", lambda value: 0 <= value <= 63),
     "anderson_start": (Integral, "at least 0", lambda value: value >= 0),
     "safeguard": (Real, "at least 1", lambda value: value >= 1),
     "backtrack": (Real, "in [0, 1)", lambda value: 0 <= value < 1),

@@ -9,8 +9,6 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -20,6 +18,7 @@ from .anderson import Anderson
 from .annealing import Annealing
 from .operators import GibbsKernel, Sweep
 from .options import Progress, SolverOptions
+from .outcome import Outcome, Pair
 from .problem import Problem
 
 #: Unit roundoff of the arithmetic on costs of each type.
@@ -28,41 +27,13 @@ ROUNDOFF = {torch.float32: 2.0**-24, torch.float64: 2.0**-53}
 STALL_PASSES = 40
 
 
-@dataclass
-class Pair:
-    """Potentials with the log-sum-exps that belong to them: rows from g, columns from f.  float64, (A, n) or (A, m)."""
-
-    f: Tensor
-    g: Tensor
-    log_u: Tensor
-    log_v: Tensor
-    row_lse: Tensor
-    col_lse: Tensor
-
-    @cached_property
-    def row_mass(self) -> Tensor:
-        return torch.exp(self.log_u + self.row_lse)
-
-    @cached_property
-    def col_mass(self) -> Tensor:
-        return torch.exp(self.log_v + self.col_lse)
-
-
-@dataclass
-class Outcome:
-    """The pair of every problem of the batch, and how it was reached.  Scalars per item, (B,)."""
-
-    pair: Pair
-    violation: Tensor
-    gap: Tensor
-    n_iter: Tensor
-    converged: Tensor
-    at_floor: Tensor
-
-
 def solve(problem: Problem, kernel: GibbsKernel, method: str, max_iter: int, tol: float | None,
           init: tuple[Tensor, Tensor] | None, options: SolverOptions) -> Outcome:
     """Run the loop on checked input; see `uotlib.unbalanced_sinkhorn` for the arguments."""
+    if kernel.matrix is not None:
+        outcome = kernel.backend.solve(problem, kernel.matrix, method, max_iter, tol, init, options)
+        if outcome is not None:
+            return outcome
     loop = _Textbook if method == "sinkhorn" else _Accelerated
     threads = torch.get_num_threads()
     with torch.no_grad(), on_threads(1 if problem.device.type == "cpu" else threads):

@@ -1,5 +1,7 @@
 #include "operations.h"
 
+#include "vectors.h"
+
 #include <cstdlib>
 #include <cstring>
 #include <memory>
@@ -129,6 +131,14 @@ int useful_threads(const Job& job, int threads) {
   // Waking a thread costs about what twenty thousand entries do.
   const int64_t useful = 1 + job.count * job.n * job.m / 20000;
   return threads > useful ? int(useful) : threads;
+}
+
+const Vectors& vectors() {
+#if defined(UOT_X86)
+  if (level() == Level::kAvx512) return avx512::vectors();
+  if (level() == Level::kAvx2) return avx2::vectors();
+#endif
+  return baseline::vectors();
 }
 
 void run_operation(Operation operation, Job job, bool is_double, int threads) {

@@ -3,6 +3,7 @@
 
 #include "job.h"
 #include "pool.h"
+#include "vectors.h"
 
 namespace uot {
 
@@ -30,5 +31,6 @@ void run_operation(Operation operation, Job job, bool is_double, int threads);
 const char* simd_level();
 
 const Kernels& kernels(bool is_double);
+const Vectors& vectors();
 
 }  // namespace uot

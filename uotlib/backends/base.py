@@ -20,10 +20,15 @@ Vectors are float64 whatever the cost's type, because an error :math:`\delta` in
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from ..options import SolverOptions
+    from ..outcome import Outcome
+    from ..problem import Problem
 
 #: Column sums of a sweep below this (in units of exp(shift)) may have lost terms to underflow.
 WEAK_COLUMN = 1e-25
@@ -79,6 +84,14 @@ class Backend(ABC):
     @abstractmethod
     def panel(self, cost: Tensor, log_u: Tensor, log_v: Tensor, reg: Tensor, items: Tensor | None = None) -> Tensor:
         r"""Block of the plan, :math:`e^{\log u_i + \log v_j - C_{ij}/\varepsilon}`, (B, n, m), in the cost's type."""
+
+    def solve(self, problem: Problem, cost: Tensor, method: str, max_iter: int, tol: float | None,
+              init: tuple[Tensor, Tensor] | None, options: SolverOptions) -> Outcome | None:
+        """A whole solve of a cost that is in memory, (B', n, m), where the backend has a loop of its own; else None.
+
+        The same iteration as `uotlib.solver`'s, which runs pass by pass what this does not.
+        """
+        return None
 
     def col_lse_masked(self, cost: Tensor, log_u: Tensor, reg: Tensor, mask: Tensor,
                        items: Tensor | None = None) -> Tensor:

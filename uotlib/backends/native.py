@@ -14,6 +14,10 @@ import torch
 from torch import Tensor
 
 from .._extension import extension, missing
+from ..options import SolverOptions
+from ..outcome import Outcome
+from ..problem import Problem
+from . import native_solve
 from .base import Backend
 
 _DTYPES = (torch.float32, torch.float64)
@@ -69,6 +73,12 @@ class NativeBackend(Backend):
         plan = torch.empty(count, n, m, dtype=cost.dtype)
         _kernels().panel(_cost(cost, reg, items), log_u.data_ptr(), log_v.data_ptr(), plan.data_ptr())
         return plan
+
+
+    def solve(self, problem: Problem, cost: Tensor, method: str, max_iter: int, tol: float | None,
+              init: tuple[Tensor, Tensor] | None, options: SolverOptions) -> Outcome | None:
+        _sizes(cost, problem.cost_items)
+        return native_solve.solve(problem, cost, method, max_iter, tol, init, options)
 
 
 def _kernels() -> ModuleType:

@@ -1,0 +1,87 @@
+#include "anderson.h"
+
+#include <cmath>
+
+namespace uot {
+namespace {
+
+constexpr double kRidge = 1e-10;  // added to the unit diagonal of the scaled normal equations
+
+}  // namespace
+
+Anderson::Anderson(const Vectors& vectors, int64_t depth, int64_t size)
+    : vectors_(vectors), depth_(depth), size_(padded(size)), last_image_(size), last_residual_(size),
+      gram_(size_t((depth + 1) * (depth + 1))), matrix_(size_t(depth * depth)), right_(size_t(depth)),
+      history_(size_t(depth + 1)) {
+  for (int64_t k = 0; k < depth; ++k) {
+    image_steps_.emplace_back(size);
+    residual_steps_.emplace_back(size);
+  }
+}
+
+void Anderson::extrapolate(const double* point, const double* image, const double* weight, double reach, double* out) {
+  for (int64_t j = 0; j < size_; ++j) out[j] = image[j];
+  if (depth_ == 0) return;
+  vectors_.push(point, image, last_image_, last_residual_, image_steps_[slot_], residual_steps_[slot_], size_);
+  if (fresh_) {
+    fresh_ = false;
+    return;
+  }
+  slot_ = (slot_ + 1) % depth_;
+  if (valid_ < depth_) ++valid_;
+
+  // The history in use is the `valid_` slots before slot_; the residual is the last column.
+  const int64_t count = valid_, stride = count + 1;
+  const auto slot = [&](int64_t k) { return size_t((slot_ + depth_ - count + k) % depth_); };
+  for (int64_t k = 0; k < count; ++k) history_[size_t(k)] = residual_steps_[slot(k)];
+  history_[size_t(count)] = last_residual_;
+  vectors_.gram(history_.data(), stride, weight, size_, gram_.data());
+  for (int64_t k = 0; k < count; ++k) {
+    right_[size_t(k)] = gram_[size_t(k * stride + count)];
+    for (int64_t l = 0; l < count; ++l)
+      matrix_[size_t(k * count + l)] = gram_[size_t(k < l ? k * stride + l : l * stride + k)];
+  }
+  solve(matrix_, right_);
+
+  for (int64_t k = 0; k < count; ++k) history_[size_t(k)] = image_steps_[slot(k)];
+  vectors_.combine(history_.data(), right_.data(), count, out, size_);
+  const double furthest = vectors_.max_abs(out, size_);
+  vectors_.affine(furthest > reach ? -reach / furthest : -1.0, out, image, out, size_);
+}
+
+void Anderson::solve(std::vector<double>& gram, std::vector<double>& right) const {
+  const int64_t count = valid_;
+  const auto at = [&](int64_t k, int64_t l) -> double& { return gram[size_t(k * count + l)]; };
+  // Columns of length 1, and those of no length out of the way.
+  double length[kMaxHistory];
+  for (int64_t k = 0; k < count; ++k) length[k] = at(k, k) > 0 ? std::sqrt(at(k, k)) : 0.0;
+  for (int64_t k = 0; k < count; ++k) {
+    for (int64_t l = 0; l < count; ++l)
+      at(k, l) = length[k] > 0 && length[l] > 0 ? at(k, l) / (length[k] * length[l]) : 0.0;
+    at(k, k) = length[k] > 0 ? at(k, k) + kRidge : 1.0;
+    right[size_t(k)] = length[k] > 0 ? right[size_t(k)] / length[k] : 0.0;
+  }
+  // L D L' with a unit lower L, in place below the diagonal: the ridge keeps every pivot positive.
+  double* const x = right.data();
+  for (int64_t k = 0; k < count; ++k) {
+    double* const row = gram.data() + k * count;
+    for (int64_t l = 0; l < k; ++l) {
+      const double* const other = gram.data() + l * count;
+      double value = row[l];
+      for (int64_t i = 0; i < l; ++i) value -= row[i] * other[i];
+      row[l] = value;  // L_kl D_l until the row is done
+    }
+    for (int64_t l = 0; l < k; ++l) {
+      const double scaled = row[l] / gram[size_t(l * count + l)];
+      row[k] -= row[l] * scaled;
+      row[l] = scaled;
+    }
+    for (int64_t l = 0; l < k; ++l) x[k] -= row[l] * x[l];
+  }
+  for (int64_t k = 0; k < count; ++k) x[k] /= gram[size_t(k * count + k)];
+  for (int64_t k = count - 1; k > 0; --k)
+    for (int64_t l = 0; l < k; ++l) x[l] -= gram[size_t(k * count + l)] * x[k];
+  for (int64_t k = 0; k < count; ++k) right[size_t(k)] = length[k] > 0 ? right[size_t(k)] / length[k] : 0.0;
+}
+
+}  // namespace uot

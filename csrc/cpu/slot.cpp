@@ -1,0 +1,304 @@
+#include "slot.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+namespace uot {
+namespace {
+
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+constexpr int64_t kSampledRows = 32;   // rows of the cost that its spread is taken from
+constexpr double kHuge = 1e300;        // stands for an infinite potential
+
+std::unique_ptr<void, decltype(&std::free)> allocate(int64_t bytes) {
+  const int64_t line = int64_t(kAlignment), size = (bytes + line - 1) / line * line;
+  std::unique_ptr<void, decltype(&std::free)> memory(std::aligned_alloc(kAlignment, size_t(size ? size : line)),
+                                                      &std::free);
+  if (!memory) throw std::bad_alloc();
+  return memory;
+}
+
+}  // namespace
+
+Slot::Slot(const Task& task, const Settings& settings, int threads)
+    : task_(task), settings_(settings), vectors_(vectors()), kernels_(kernels(task.is_double)), threads_(threads),
+      n_(task.cost.n), m_(task.cost.m), rows_length_(padded(n_)), cols_length_(padded(m_)), rows_(n_), cols_(m_),
+      annealing_(vectors_, settings.annealing, settings.textbook ? 0 : m_, settings.max_iter),
+      anderson_(vectors_, settings.textbook ? 0 : settings.anderson_depth, m_),
+      offset_(n_), f_(n_), f_before_(n_), log_u_(n_), row_lse_(n_), row_lse_before_(n_), row_hint_(n_), row_work_(n_),
+      live_(m_), live_mass_(m_), live_log_mass_(m_), g_(m_), g_shown_(m_), log_v_(m_), sum_(m_), log_sum_(m_),
+      col_lse_(m_), col_lse_before_(m_), col_hint_(m_), wanted_(m_), answer_(m_), moved_(m_), best_answer_(m_),
+      next_(m_), col_work_(m_), mask_(new bool[size_t(m_)]()) {
+  job_ = task.cost;
+  job_.items = nullptr;
+  job_.count = 1;
+  job_.reg = &eps_;
+  job_.damping = &damping_rows_;
+  job_.shift = &shift_;
+  job_.log_v = log_v_;
+  job_.offset = offset_;
+  scratch_ = allocate(lay_out(job_, Operation::kSweep, task.is_double, threads, nullptr));
+  lay_out(job_, Operation::kSweep, task.is_double, threads, scratch_.get());
+  phases_ = phases_of(job_, Operation::kSweep, task.is_double);
+}
+
+void Slot::begin(int64_t index) {
+  const int64_t item = task_.cost.item(index);
+  const char* data = static_cast<const char*>(task_.cost.cost);
+  job_.cost = data + item * task_.cost.batch_stride * (task_.is_double ? 8 : 4);
+  index_ = index;
+  reg_ = task_.reg[index];
+
+  const auto fill = [index](SideState& side, const SideArrays& from, int64_t points) {
+    side.mass.assign(from.mass + index * points, points, 0.0);
+    side.log_mass.assign(from.log_mass + index * points, points, -kInfinity);
+    side.tau = from.tau[index];
+    side.exact = std::isinf(side.tau);
+    side.rate = 1 / side.tau;
+    double total = 0;
+    for (int64_t j = 0; j < points; ++j) total += side.mass[j];
+    side.log_sum = std::log(total);
+  };
+  fill(rows_, task_.rows, n_);
+  fill(cols_, task_.cols, m_);
+  const double middle = 0.5 * (rows_.log_sum + cols_.log_sum);
+  shift_ = std::isfinite(middle) ? middle : 0.0;
+  scale_ = std::exp(shift_);
+
+  for (int64_t j = 0; j < cols_length_; ++j) {
+    const bool massive = cols_.mass[j] > 0;
+    live_log_mass_[j] = cols_.log_mass[j];
+    live_mass_[j] = cols_.mass[j];
+    live_[j] = !massive ? -kInfinity : task_.entropy ? 0.0 : cols_.log_mass[j];
+  }
+  if (task_.start) g_.assign(task_.start + index * m_, m_, 0.0);
+  else g_.fill(0.0);
+  passes_ = record_pass_ = 0;
+  lost_ = confirming_ = hinted_ = false;
+  all_reachable_ = true;
+  best_ = record_ = kInfinity;
+  for (int64_t j = 0; j < cols_length_; ++j) best_answer_[j] = g_[j];
+  anderson_.restart();
+  if (!settings_.textbook) annealing_.begin(reg_, task_.start ? 0.0 : spread());
+  eps_ = 0;
+  set_eps(settings_.textbook ? reg_ : annealing_.eps());
+}
+
+void Slot::set_eps(double eps) {
+  if (eps == eps_) return;
+  eps_ = eps;
+  damping_rows_ = 1 / (1 + eps * rows_.rate);
+  damping_cols_ = 1 / (1 + eps * cols_.rate);
+  // log u = offset - damping lse
+  if (task_.entropy) vectors_.affine(damping_rows_, rows_.log_mass, nullptr, offset_, rows_length_);
+  else vectors_.affine(1.0, rows_.log_mass, nullptr, offset_, rows_length_);
+  hinted_ = false;
+}
+
+// What the sweep may expect: the last log-sum-exps, or after a change of eps those that the last potentials belong to.
+void Slot::hint() {
+  job_.row_hint = job_.col_hint = nullptr;
+  if (passes_ == 0) return;
+  if (hinted_) {
+    job_.row_hint = row_lse_before_;
+    job_.col_hint = col_lse_before_;
+  } else {
+    vectors_.affine(-1 / (eps_ * damping_rows_), f_before_, residual(rows_), row_hint_, rows_length_);
+    vectors_.affine(-1 / (eps_ * damping_cols_), g_, residual(cols_), col_hint_, cols_length_);
+    job_.row_hint = row_hint_;
+    job_.col_hint = col_hint_;
+  }
+}
+
+void Slot::run(const Job& job, const PhaseList& phases) const {
+  if (threads_ > 1) return run_phases(job, phases, threads_);
+  for (int k = 0; k < phases.count; ++k)
+    for (int64_t unit = 0; unit < phases.phases[k].units; ++unit) phases.phases[k].unit(job, unit, 0);
+}
+
+// One read of the cost: f_ and the log-sum-exps of rows and columns, and answer_, the column potential that f asks for.
+// `everyone`: columns without mass take part (once, in the first step of the textbook's entropy convention).
+void Slot::sweep(bool everyone) {
+  row_lse_.swap(row_lse_before_);
+  col_lse_.swap(col_lse_before_);
+  f_.swap(f_before_);
+  hint();
+  vectors_.affine(1 / eps_, g_, live_, log_v_, cols_length_);
+  if (everyone)
+    for (int64_t j = 0; j < m_; ++j) log_v_[j] = g_[j] / eps_;
+  for (int64_t j = 0; j < m_; ++j) sum_[j] = 0;
+  job_.row_out = row_lse_;
+  job_.col_out = sum_;
+  run(job_, phases_);
+  ++passes_;
+  hinted_ = true;
+
+  vectors_.potential(eps_ * damping_rows_, residual(rows_), row_lse_, f_, rows_length_);
+  vectors_.target(live_mass_, g_, cols_.rate, wanted_, cols_length_);
+  vectors_.log(sum_, log_sum_, cols_length_);
+  const Columns columns{sum_, log_sum_, log_v_, residual(cols_), g_, wanted_, shift_, scale_, eps_ * damping_cols_,
+                        col_lse_, answer_};
+  columns_ = vectors_.columns(columns, cols_length_);
+  if (columns_.weak > 0 && weak_columns()) columns_ = vectors_.columns(columns, cols_length_);
+  const bool lost_rows = vectors_.has_minus_inf(row_lse_, rows_length_);
+  if (columns_.broken == 0 && !lost_rows) return;
+  drop_unreachable();
+  vectors_.target(live_mass_, g_, cols_.rate, wanted_, cols_length_);
+  columns_ = vectors_.columns(columns, cols_length_);
+}
+
+// Columns whose sum may have lost terms to underflow are done again with a running maximum.
+bool Slot::weak_columns() {
+  bool any = false;
+  for (int64_t j = 0; j < m_; ++j) {
+    mask_[j] = log_v_[j] > -kHuge && !(sum_[j] >= 1e-25 && sum_[j] <= 1e25);
+    any = any || mask_[j];
+  }
+  if (!any) return false;
+  scale_rows(row_lse_, log_u_);
+  masked_col_lse(log_u_, col_work_);
+  for (int64_t j = 0; j < m_; ++j) {
+    if (!mask_[j]) continue;
+    log_sum_[j] = col_work_[j] + log_v_[j] - shift_;
+    sum_[j] = std::exp(log_sum_[j]);
+  }
+  return true;
+}
+
+// Columns without a finite answer reach no row: they take no part from here on.  Points that should have found one
+// left the range of the type.
+void Slot::drop_unreachable() {
+  std::unique_ptr<bool[]> rows(new bool[size_t(n_)]), cols(new bool[size_t(m_)]);
+  const double step = eps_ * damping_cols_;
+  for (int64_t i = 0; i < n_; ++i) rows[i] = row_lse_[i] == -kInfinity && rows_.mass[i] > 0;
+  for (int64_t j = 0; j < m_; ++j) {
+    const double rest = task_.entropy ? cols_.log_mass[j] : 0.0;
+    cols[j] = live_[j] > -kHuge && !std::isfinite(step * (rest - col_lse_[j]));
+  }
+  find_lost(rows.get(), cols.get());
+  for (int64_t j = 0; j < m_; ++j) {
+    if (!cols[j]) continue;
+    all_reachable_ = false;
+    live_[j] = live_log_mass_[j] = log_v_[j] = -kInfinity;
+    if (!cols_.exact) live_mass_[j] = 0;
+  }
+}
+
+void Slot::find_lost(const bool* lost_rows, const bool* lost_cols) {
+  for (int64_t i = 0; i < n_ && !lost_; ++i)
+    for (int64_t j = 0; lost_rows[i] && j < m_ && !lost_; ++j)
+      lost_ = cols_.mass[j] > 0 && std::isfinite(entry(i, j));
+  for (int64_t i = 0; i < n_ && !lost_; ++i)
+    for (int64_t j = 0; rows_.mass[i] > 0 && j < m_ && !lost_; ++j) lost_ = lost_cols[j] && std::isfinite(entry(i, j));
+}
+
+double Slot::entry(int64_t i, int64_t j) const {
+  const int64_t at = i * job_.row_stride + j;
+  return task_.is_double ? static_cast<const double*>(job_.cost)[at] : double(static_cast<const float*>(job_.cost)[at]);
+}
+
+// Half the difference of the largest and smallest finite cost over a sample of rows.
+double Slot::spread() const {
+  const int64_t stride = std::max(int64_t(1), n_ / kSampledRows);
+  double low = kInfinity, high = -kInfinity;
+  for (int64_t i = 0; i < n_; i += stride) {
+    for (int64_t j = 0; j < m_; ++j) {
+      const double value = entry(i, j);
+      if (!std::isfinite(value)) continue;
+      low = std::min(low, value);
+      high = std::max(high, value);
+    }
+  }
+  return low < high ? 0.5 * (high - low) : 0.0;
+}
+
+void Slot::masked_col_lse(const double* log_u, double* lse) {
+  if (!masked_scratch_) {
+    masked_ = job_;
+    masked_.log_v = nullptr;
+    masked_.log_u = log_u_;
+    masked_.mask = mask_.get();
+    masked_.row_hint = masked_.col_hint = nullptr;
+    masked_scratch_ = allocate(lay_out(masked_, Operation::kColLse, task_.is_double, threads_, nullptr));
+    lay_out(masked_, Operation::kColLse, task_.is_double, threads_, masked_scratch_.get());
+    masked_phases_ = phases_of(masked_, Operation::kColLse, task_.is_double);
+  }
+  masked_.cost = job_.cost;
+  masked_.log_u = log_u;
+  masked_.col_out = lse;
+  run(masked_, masked_phases_);
+}
+
+// log u = offset - damping lse, -inf for a row that reaches nothing.
+void Slot::scale_rows(const double* lse, double* log_u) const {
+  for (int64_t i = 0; i < n_; ++i) log_u[i] = lse[i] == -kInfinity ? -kInfinity : offset_[i] - damping_rows_ * lse[i];
+  for (int64_t i = n_; i < rows_length_; ++i) log_u[i] = -kInfinity;
+}
+
+// g as it is shown: +inf for a column that no row reaches.
+const double* Slot::shown_potential() {
+  if (all_reachable_) return g_;
+  for (int64_t j = 0; j < cols_length_; ++j)
+    g_shown_[j] = live_[j] > -kHuge || !(cols_.mass[j] > 0) ? g_[j] : kInfinity;
+  return g_shown_;
+}
+
+// The last sweep's (f, g), or with `rows_before` f of the sweep before and g of the last.
+PairView Slot::pair(bool rows_before) {
+  const double* g = shown_potential();
+  if (rows_before) return {f_before_, row_lse_before_, g, log_v_, row_lse_, col_lse_before_};
+  return {f_, row_lse_, g, log_v_, row_lse_, col_lse_};
+}
+
+double Slot::side_violation(const SideState& side, const double* log_scaling, const double* lse,
+                            const double* potential, int64_t points) const {
+  double* wanted = &side == &rows_ ? row_work_.get() : col_work_.get();
+  vectors_.target(side.mass, potential, side.rate, wanted, padded(points));
+  const Marginal marginal = vectors_.marginal(log_scaling, lse, wanted, padded(points));
+  return marginal.deviation == 0 ? 0.0 : marginal.deviation / marginal.mass;
+}
+
+// Norm of the dual's gradient relative to the plan's mass (uotlib.certificate.violation).
+double Slot::judge(const PairView& pair) {
+  if (lost_) return std::numeric_limits<double>::quiet_NaN();
+  scale_rows(pair.update, log_u_);
+  return side_violation(rows_, log_u_, pair.row_lse, pair.f, n_) +
+         side_violation(cols_, pair.log_v, pair.col_lse, pair.g, m_);
+}
+
+// Translation (f + t, g - t) that maximises the dual (uotlib.certificate.optimal_shift).
+double Slot::optimal_shift() {
+  const double rate = rows_.rate + cols_.rate;
+  if (!(rate > 0)) return 0.0;
+  const double left = rows_.exact ? rows_.log_sum : vectors_.log_total(rows_.log_mass, f_, rows_.rate, rows_length_);
+  const double right =
+      cols_.exact ? cols_.log_sum : vectors_.log_total(live_log_mass_, answer_, cols_.rate, cols_length_);
+  const double ratio = left - right;
+  return std::isfinite(ratio) ? ratio / rate : 0.0;
+}
+
+double Slot::largest(const double* f, const double* g) const {
+  return std::max(vectors_.max_abs(f, rows_length_), vectors_.max_abs(g, cols_length_));
+}
+
+// tol, or where none was given the default of uotlib.unbalanced_sinkhorn.
+double Slot::tolerance(double largest) const {
+  if (settings_.tol > 0) return settings_.tol;
+  const double roundoff = (task_.is_double ? 0x1p-53 : 0x1p-24) * largest / reg_;
+  return std::min(std::max(4 * roundoff, 1e-5), 1e-2);
+}
+
+// No progress for a while, at a violation that rounding explains.
+bool Slot::stalled(const double* f, const double* g, double violation) {
+  constexpr int64_t kStallPasses = 40;
+  if (violation < 0.9 * record_) {
+    record_ = violation;
+    record_pass_ = passes_;
+  }
+  if (passes_ - record_pass_ < kStallPasses) return false;
+  const double exact = 0x1p-53 * largest(f, g) / reg_;  // potentials are float64 whatever the cost is
+  return violation <= 256 * std::max(exact, task_.is_double ? 0x1p-53 : 0x1p-24);
+}
+
+}  // namespace uot

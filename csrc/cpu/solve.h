@@ -1,0 +1,79 @@
+// A whole solve of a batch in one object: the loop of uotlib/solver.py for costs that lie in memory.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "annealing.h"
+#include "job.h"
+
+namespace uot {
+
+// One side of the problems: masses (count, points) with their logarithms, and tau (count), inf for an exact marginal.
+struct SideArrays {
+  const double *mass, *log_mass, *tau;
+};
+
+// Where the answers go, per problem: (count, n), (count, m) or (count).  See uotlib.solver.Pair and Outcome.
+struct Answers {
+  double *f, *g, *log_u, *log_v, *row_lse, *col_lse;
+  double *violation, *gap;
+  int64_t* n_iter;
+  bool *converged, *at_floor;
+};
+
+struct Task {
+  Job cost;  // cost, strides, items, count, n, m; nothing else
+  bool is_double, entropy;
+  SideArrays rows, cols;
+  const double* reg;
+  const double* start;  // (count, m) column potential to start from, which is then not annealed to; or null
+  Answers out;
+};
+
+struct Settings {
+  bool textbook, synchronous;
+  bool lockstep;  // all problems go from check to check together, for who wants to watch
+  int64_t max_iter;
+  double tol;  // 0: the default, a function of the potentials
+  AnnealingOptions annealing;
+  int64_t anderson_depth, anderson_start;
+  double safeguard, backtrack, trust_region;
+  int64_t check_every;
+};
+
+// The problems that were checked in the last turn: the most passes, the largest eps and violation, and how many ran.
+struct Status {
+  int64_t passes, running;
+  double eps, violation;
+};
+
+class Slot;
+
+class Solve {
+ public:
+  Solve(const Task& task, const Settings& settings, int threads);
+  ~Solve();
+
+  // Goes on for about `seconds`, in lockstep no further than to the next check.  True when all are solved.
+  // Problems are independent: small ones are solved one by a thread, large ones by all threads one after another.
+  bool advance(double seconds);
+  Status status() const;
+
+ private:
+  struct Turn;
+  static void run_slot(const Job& job, int64_t index, int worker);
+  void work(Slot& slot, const Turn& turn);
+
+  Task task_;
+  Settings settings_;
+  int threads_, workers_;  // of one problem; of all
+  std::vector<std::unique_ptr<Slot>> slots_;
+  std::atomic<int64_t> next_{0}, finished_{0};
+  int64_t running_ = 0;  // at the start of the turn
+  std::atomic<bool> out_of_memory_{false};
+};
+
+}  // namespace uot
