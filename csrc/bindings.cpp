@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <string>
 
+#include "cpu/flush.h"
 #include "cpu/operations.h"
 #include "cuda/device.h"
 #include "solve_bindings.h"
@@ -58,7 +59,7 @@ void col_lse(const Cost& cost, Address log_u, Address lse) {
 }
 
 void sweep(const Cost& cost, Address log_v, Address offset, Address damping, Address shift, Address col_mass,
-           Address lse) {
+           Address lse, Address row_hint, Address col_hint, Address block_min, Address missed) {
   uot::Job job = cost.job();
   job.log_v = vector(log_v);
   job.offset = vector(offset);
@@ -66,7 +67,17 @@ void sweep(const Cost& cost, Address log_v, Address offset, Address damping, Add
   job.shift = vector(shift);
   job.col_out = reinterpret_cast<double*>(col_mass);
   job.row_out = reinterpret_cast<double*>(lse);
+  job.row_hint = vector(row_hint);
+  job.col_hint = vector(col_hint);
+  job.block_min = reinterpret_cast<const void*>(block_min);
+  job.missed = reinterpret_cast<double*>(missed);
   run(uot::Operation::kSweep, cost, job);
+}
+
+void block_min(const Cost& cost, Address table) {
+  uot::Job job = cost.job();
+  job.block_min_out = reinterpret_cast<void*>(table);
+  run(uot::Operation::kBlockMin, cost, job);
 }
 
 void panel(const Cost& cost, Address log_u, Address log_v, Address plan) {
@@ -78,6 +89,7 @@ void panel(const Cost& cost, Address log_u, Address log_v, Address plan) {
 }
 
 void exp2_array(bool is_double, Address in, Address out, std::int64_t count) {
+  const uot::FlushDenormals flush;
   uot::kernels(is_double).exp2(reinterpret_cast<const void*>(in), reinterpret_cast<void*>(out), count);
 }
 
@@ -108,6 +120,9 @@ PYBIND11_MODULE(_C, module) {
   module.def("col_lse", &col_lse);
   module.def("sweep", &sweep);
   module.def("panel", &panel);
+  module.def("block_min", &block_min);
+  module.def("block_rows", &uot::block_rows);
+  module.def("block_columns", &uot::block_columns);
   module.def("exp", &exp_array, "e^x of float64, for its test");
   module.def("log", &log_array, "Natural logarithm of float64, for its test");
   module.def("exp2", &exp2_array, "2^x by the kernels' polynomial, for its test");

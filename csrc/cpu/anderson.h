@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "arrays.h"
+#include "padded.h"
 
 namespace uot {
 

@@ -1,53 +1,43 @@
-// Zeroed, aligned arrays of double, padded for the array functions of vectors.h.
-#pragma once
+// Minima of blocks of the cost, and functions of arrays.  Included by kernels.cpp alone, inside its anonymous namespace.
 
-#include <cstdlib>
-#include <cstring>
-#include <new>
-#include <utility>
-
-#include "job.h"
-#include "vectors.h"
-
-namespace uot {
-
-inline int64_t padded(int64_t length) { return (length + kPadding - 1) / kPadding * kPadding; }
-
-class Array {
- public:
-  Array() = default;
-  explicit Array(int64_t length) : length_(padded(length)) {
-    const size_t bytes = (size_t(length_) * sizeof(double) + kAlignment - 1) / kAlignment * kAlignment;
-    data_ = static_cast<double*>(std::aligned_alloc(kAlignment, bytes ? bytes : kAlignment));
-    if (!data_) throw std::bad_alloc();
-    std::memset(data_, 0, bytes);
+// NaN in a block makes its minimum NaN, which no comparison lets pass as large.
+template <class T> void block_min_unit(const Job& job, int64_t index, int) {
+  const int64_t item = index / job.slabs, m = job.m, blocks = block_columns(m);
+  const Range slab = chunk_of(index % job.slabs, job.slab_rows, job.n);
+  const T* cost = matrix<T>(job, item);
+  T* table = static_cast<T*>(job.block_min_out) + job.item(item) * block_min_entries(job.n, m);
+  for (int64_t first = slab.begin; first < slab.end; first += kTileRows) {
+    const int64_t rows = slab.end - first < kTileRows ? slab.end - first : kTileRows;
+    for (int64_t b = 0; b < blocks; ++b) {
+      const Range block = chunk_of(b, kSkipColumns, m);
+      T least = T(INFINITY);
+      for (int64_t r = 0; r < rows; ++r)
+        for (int64_t j = block.begin; j < block.end; ++j) {
+          const T entry = cost[(first + r) * job.row_stride + j];
+          least = entry >= least || least != least ? least : entry;
+        }
+      table[first / kTileRows * blocks + b] = least;
+    }
   }
-  Array(Array&& other) noexcept { swap(other); }
-  Array& operator=(Array&& other) noexcept {
-    swap(other);
-    return *this;
-  }
-  ~Array() { std::free(data_); }
+}
 
-  void swap(Array& other) noexcept {
-    std::swap(data_, other.data_);
-    std::swap(length_, other.length_);
-  }
-  void fill(double value) {
-    for (int64_t j = 0; j < length_; ++j) data_[j] = value;
-  }
-  // The first `count` entries from elsewhere, `rest` behind them.
-  void assign(const double* from, int64_t count, double rest) {
-    for (int64_t j = 0; j < length_; ++j) data_[j] = j < count ? from[j] : rest;
-  }
+// ---- functions of arrays ----
 
-  operator double*() { return data_; }
-  operator const double*() const { return data_; }
-  double* get() const { return data_; }
+void exp_array(const double* in, double* out, int64_t count) {
+  for (int64_t j = 0; j < count; ++j) out[j] = ::exp(in[j]);
+}
 
- private:
-  double* data_ = nullptr;
-  int64_t length_ = 0;
-};
+void log_array(const double* in, double* out, int64_t count) {
+  for (int64_t j = 0; j < count; ++j) out[j] = ::log(in[j]);
+}
 
-}  // namespace uot
+template <class T> void exp2_array(const void* in, void* out, int64_t count) {
+  const T* from = static_cast<const T*>(in);
+  for (int64_t j = 0; j < count; j += kLanes<T>) {
+    const int64_t some = count - j < kLanes<T> ? count - j : kLanes<T>;
+    T result[kLanes<T>];
+    store(result, exp2_of<T>(load_some(from + j, some)));
+    for (int64_t l = 0; l < some; ++l) static_cast<T*>(out)[j + l] = result[l];
+  }
+}
+

@@ -46,7 +46,7 @@ struct Job {
   // The cut of one problem.
   int64_t slabs, slab_rows;
   int64_t width, height;  // m and n, padded to whole vectors
-  int64_t blocks;         // blocks of columns in a row
+  int64_t block_width;    // block_columns(m), padded to whole vectors
   bool weights;           // low parts of the log-scalings stored as weights exp(low)
 
   // Scratch: log-scalings in the cost's type, high and low parts (count x width, count x height) ...
@@ -54,6 +54,9 @@ struct Job {
   // ... per slab, the columns' sums and running maxima (count x slabs x width) and their unit, as a power of two ...
   void *slab_sum, *slab_peak;
   double* slab_unit;
+  // ... for skipping, per block of columns bounds of its scalings and sums (count x block_width), and per slab what it
+  // misses (count x slabs x block_width) ...
+  void *bound_high, *bound_sum, *slab_missed;
   // ... and per worker, one tile.
   void* tile;
   size_t tile_bytes;

@@ -86,10 +86,10 @@ int64_t lay_out(Job& job, Operation operation, bool is_double, int workers, void
   job.slabs = job.n > 0 ? (job.n + job.slab_rows - 1) / job.slab_rows : 1;
   job.width = round_up(job.m, line);
   job.height = round_up(job.n, line);
-  job.blocks = (job.m + kernel.block - 1) / kernel.block;
+  job.block_width = round_up(block_columns(job.m), line);
   job.weights = operation != Operation::kPanel;
   const int64_t longest = job.width > kernel.block ? job.width : kernel.block;
-  job.tile_bytes = size_t(round_up((kTileRows * (longest + line) + 3 * kTileRows * job.blocks) * size, kAlignment));
+  job.tile_bytes = size_t((kTileRows * (longest + line) + 4 * job.block_width) * size);
 
   Arena from(memory);
   if (job.log_v) {
@@ -104,6 +104,11 @@ int64_t lay_out(Job& job, Operation operation, bool is_double, int workers, void
     job.slab_sum = from.take(job.count * job.slabs * job.width * size);
     job.slab_peak = running_peak ? from.take(job.count * job.slabs * job.width * size) : nullptr;
     job.slab_unit = static_cast<double*>(from.take(job.count * job.slabs * 8));
+  }
+  if (operation == Operation::kSweep && job.block_min) {
+    job.bound_high = from.take(job.count * job.block_width * size);
+    job.bound_sum = from.take(job.count * job.block_width * size);
+    job.slab_missed = from.take(job.count * job.slabs * job.block_width * size);
   }
   if (by_row || running_peak) job.tile = from.take(int64_t(job.tile_bytes) * (workers > 1 ? workers : 1));
   return from.used();

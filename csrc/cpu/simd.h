@@ -63,6 +63,13 @@ template <> inline Vec<float> raised_to<float>(Vec<float> b, Vec<float> a) { ret
 template <> inline Vec<double> raised_to<double>(Vec<double> b, Vec<double> a) { return __builtin_ia32_maxpd256(b, a); }
 #endif
 
+// The smaller of a constant `b` and `a`, and `a` where it is NaN.
+template <class T> inline Vec<T> lowered_to(Vec<T> b, Vec<T> a) { return b < a ? b : a; }
+#if defined(__AVX__) && UOT_VECTOR_BYTES == 32
+template <> inline Vec<float> lowered_to<float>(Vec<float> b, Vec<float> a) { return __builtin_ia32_minps256(b, a); }
+template <> inline Vec<double> lowered_to<double>(Vec<double> b, Vec<double> a) { return __builtin_ia32_minpd256(b, a); }
+#endif
+
 template <class T> inline T max_of(Vec<T> value) {
   T lanes[kLanes<T>];
   store(lanes, value);
@@ -79,23 +86,52 @@ template <class T> inline T sum_of(Vec<T> value) {
   return lanes[0];
 }
 
-// 2^y for y <= 128 (1024), where it is inf; exactly 0 at and below the floor, NaN for NaN.  Between the floor and the
-// floor + 1 the result is some number no larger in magnitude than the smallest normal one.  On K vectors at once, step
-// by step: one after the other, their chains of dependent operations fill the schedulers and nothing overlaps.
+// 2^y for y <= 128 (1024), where it is inf; exactly 0 at and below the floor (denormals flushed), NaN for NaN.  Between
+// the floor and the floor + 1 the result is some number no larger in magnitude than the smallest normal one.  On K
+// vectors at once, step by step: one after the other, their chains of dependent operations fill the schedulers.
+#define UOT_EACH for (int v = 0; v < K; ++v)
+template <class T, int K> inline void exp2_polynomial(const Vec<T> (&f)[K], Vec<T> (&p)[K]) {
+  using S = Simd<T>;
+  UOT_EACH p[v] = f[v] * S::kPoly[0] + S::kPoly[1];
+  for (size_t k = 2; k < sizeof(S::kPoly) / sizeof(T); ++k) UOT_EACH p[v] = p[v] * f[v] + S::kPoly[k];
+  UOT_EACH p[v] = p[v] * f[v] + T(1);
+}
+
+#if defined(__AVX512DQ__) && UOT_VECTOR_BYTES == 64
+inline Vec<float> fraction(Vec<float> y) { return (Vec<float>)_mm512_maskz_reduce_ps(__mmask16(-1), (__m512)y, 0); }
+inline Vec<double> fraction(Vec<double> y) { return (Vec<double>)_mm512_maskz_reduce_pd(__mmask8(-1), (__m512d)y, 0); }
+inline Vec<float> times_exp2(Vec<float> p, Vec<float> k) { return (Vec<float>)_mm512_maskz_scalef_ps(__mmask16(-1), (__m512)p, (__m512)k); }
+inline Vec<double> times_exp2(Vec<double> p, Vec<double> k) {
+  return (Vec<double>)_mm512_maskz_scalef_pd(__mmask8(-1), (__m512d)p, (__m512d)k);
+}
+
+template <class T, int K> inline void exp2_each(Vec<T> (&y)[K]) {
+  Vec<T> f[K], p[K];
+  UOT_EACH f[v] = fraction(y[v]);
+  exp2_polynomial<T, K>(f, p);
+  UOT_EACH y[v] = times_exp2(p[v], y[v] - f[v]);
+}
+
+// As exp2_each for any y: inf above the ceiling.
+template <class T, int K> inline void exp2_any(Vec<T> (&y)[K]) { exp2_each<T, K>(y); }
+#else
 template <class T, int K> inline void exp2_each(Vec<T> (&y)[K]) {
   using S = Simd<T>;
   using Bits = typename S::Bits;
   Vec<T> rounded[K], p[K];
-#define UOT_EACH for (int v = 0; v < K; ++v)
   UOT_EACH y[v] = raised_to<T>(splat(S::kFloor), y[v]);
   UOT_EACH rounded[v] = y[v] + S::kMagic;
   UOT_EACH y[v] -= rounded[v] - S::kMagic;
-  UOT_EACH p[v] = y[v] * S::kPoly[0] + S::kPoly[1];
-  for (size_t k = 2; k < sizeof(S::kPoly) / sizeof(T); ++k) UOT_EACH p[v] = p[v] * y[v] + S::kPoly[k];
-  UOT_EACH p[v] = p[v] * y[v] + T(1);
+  exp2_polynomial<T, K>(y, p);
   UOT_EACH y[v] = (Vec<T>)((Bits)p[v] + ((Bits)rounded[v] << S::kMantissa));
-#undef UOT_EACH
 }
+
+template <class T, int K> inline void exp2_any(Vec<T> (&y)[K]) {
+  UOT_EACH y[v] = lowered_to<T>(splat(Simd<T>::kCeiling), y[v]);
+  exp2_each<T, K>(y);
+}
+#endif
+#undef UOT_EACH
 
 template <class T> inline Vec<T> exp2_of(Vec<T> y) {
   Vec<T> one[1] = {y};

@@ -6,7 +6,7 @@
 
 #include "anderson.h"
 #include "annealing.h"
-#include "arrays.h"
+#include "padded.h"
 #include "operations.h"
 #include "solve.h"
 

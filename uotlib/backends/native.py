@@ -52,19 +52,52 @@ class NativeBackend(Backend):
         return lse
 
     def sweep(self, cost: Tensor, log_v: Tensor, offset: Tensor, damping: Tensor, reg: Tensor, shift: Tensor,
-              col_mass: Tensor, items: Tensor | None = None) -> Tensor:
+              col_mass: Tensor, items: Tensor | None = None, *, row_hint: Tensor | None = None,
+              col_hint: Tensor | None = None, block_min: Tensor | None = None,
+              missed: Tensor | None = None) -> Tensor:
+        r"""As `Backend.sweep`; what is expected may be said beforehand, and then saves time, right or wrong.
+
+        Args:
+            row_hint: (B, n), the expected result: that of the last sweep.  Spares the search for row maxima.
+            col_hint: (B, m), expected :math:`\log\sum_i e^{\log u_i - C_{ij}/\varepsilon}`.
+            block_min: Result of `block_min` for this cost.  With both hints, blocks of the cost are skipped in which
+                each entry is expected to be negligible beside its row's and its column's sum.  Rows are checked
+                afterwards: their results are right to the rounding of the cost's type whatever the hints were.
+            missed: (B, ceil(m / 64)), float64, with ``block_min``: added to it is a bound of what skipping left out of
+                ``col_mass`` for the column of the block with the largest ``log_v``, and for any other in proportion
+                to its scaling.  The caller redoes columns for which that matters.
+        """
         count, n, m = _sizes(cost, items)
         log_v, offset = _vector("log_v", log_v, count, m), _vector("offset", offset, count, n)
         damping, shift = _vector("damping", damping, count), _vector("shift", shift, count)
         reg, total = _vector("reg", reg, count), _vector("col_mass", col_mass, count, m)
         if col_mass.dtype != torch.float64:
             raise TypeError(f"col_mass is added to in place: it must be float64, got {_name(col_mass.dtype)}")
+        if (block_min is None) != (missed is None):
+            raise ValueError("block_min and missed belong together: give both or neither")
+        if block_min is not None:
+            _check_table(block_min, cost)
+        row_hint = None if row_hint is None else _vector("row_hint", row_hint, count, n)
+        col_hint = None if col_hint is None else _vector("col_hint", col_hint, count, m)
+        if missed is not None:
+            if missed.dtype != torch.float64 or not missed.is_contiguous():
+                raise TypeError(f"missed is added to in place: it must be contiguous and float64, got "
+                                f"{_name(missed.dtype)} with strides {missed.stride()}")
+            _vector("missed", missed, count, _kernels().block_columns(m))
         lse = _empty(count, n)
         _kernels().sweep(_cost(cost, reg, items), log_v.data_ptr(), offset.data_ptr(), damping.data_ptr(),
-                         shift.data_ptr(), total.data_ptr(), lse.data_ptr())
+                         shift.data_ptr(), total.data_ptr(), lse.data_ptr(), _address(row_hint), _address(col_hint),
+                         _address(block_min), _address(missed))
         if total is not col_mass:
             col_mass.copy_(total)
         return lse
+
+    def block_min(self, cost: Tensor) -> Tensor:
+        """The least entry of each block of 8 rows and 64 columns, (B, ceil(n / 8), ceil(m / 64)), for `sweep`."""
+        count, n, m = _sizes(cost, None)
+        table = torch.empty(count, _kernels().block_rows(n), _kernels().block_columns(m), dtype=cost.dtype)
+        _kernels().block_min(_cost(cost, torch.ones(count, dtype=torch.float64), None), table.data_ptr())
+        return table
 
     def panel(self, cost: Tensor, log_u: Tensor, log_v: Tensor, reg: Tensor, items: Tensor | None = None) -> Tensor:
         count, n, m = _sizes(cost, items)
@@ -119,6 +152,18 @@ def _vector(name: str, values: Tensor, *shape: int) -> Tensor:
     if values.shape != shape or not values.is_cpu:
         raise ValueError(f"{name} must be of shape {shape} on the CPU, got {tuple(values.shape)} on {values.device}")
     return values.to(torch.float64).contiguous()
+
+
+def _address(values: Tensor | None) -> int:
+    return 0 if values is None else values.data_ptr()
+
+
+def _check_table(table: Tensor, cost: Tensor) -> None:
+    batch, n, m = cost.shape
+    shape = batch, _kernels().block_rows(n), _kernels().block_columns(m)
+    if table.shape != shape or table.dtype != cost.dtype or not table.is_cpu or not table.is_contiguous():
+        raise ValueError(f"block_min must be of shape {shape} and type {_name(cost.dtype)}, contiguous on the CPU, got "
+                         f"{tuple(table.shape)}, {_name(table.dtype)} on {table.device}")
 
 
 def _empty(*shape: int) -> Tensor:

@@ -1,0 +1,83 @@
+// Log-sum-exps of columns with a running maximum.  Included by kernels.cpp alone, inside its anonymous namespace.
+
+// One tile of rows against one block of columns: the running maxima rise to the tile's, the sums follow.
+template <class T> inline void column_block(const T* cost, int64_t stride, const T* high, const T* weight,
+                                            int64_t rows, int64_t columns, T inverse, const T* ahead, T* x, T* peak,
+                                            T* sum) {
+  constexpr int64_t L = kLanes<T>;
+  constexpr int K = kInterleaved;
+  const int64_t whole = columns / L * L;
+  const Vec<T> slope = splat(T(-inverse));
+  for (int64_t j = 0; j < columns; j += L) {
+    const Vec<T> old = load(peak + j);
+    Vec<T> top = old;
+    for (int64_t r = 0; r < rows; ++r) {
+      const T* entry = cost + r * stride + j;
+      const Vec<T> value = (j < whole ? load(entry) : load_some(entry, columns - j)) * slope + high[r];
+      store(x + r * kTileBlock<T> + j, value);
+      top = larger<T>(value, top);
+    }
+    store(peak + j, top);
+    store(sum + j, load(sum + j) * exp2_of<T>(old - top));
+  }
+  for (int64_t r = 0; r < rows; ++r) {
+    const T *ahead_row = ahead + r * stride, *x_row = x + r * kTileBlock<T>;
+    int64_t j = 0;
+    for (; j + K * L <= columns; j += K * L) {
+      Vec<T> p[K];
+      for (int v = 0; v < K; v += kPerLine) __builtin_prefetch(ahead_row + j + v * L);
+      for (int v = 0; v < K; ++v) p[v] = load(x_row + j + v * L) - load(peak + j + v * L);
+      exp2_each<T, K>(p);
+      for (int v = 0; v < K; ++v) store(sum + j + v * L, load(sum + j + v * L) + p[v] * weight[r]);
+    }
+    for (; j < columns; j += L) {
+      const Vec<T> p = exp2_of<T>(load(x_row + j) - load(peak + j));
+      store(sum + j, load(sum + j) + p * weight[r]);
+    }
+  }
+}
+
+template <class T> void col_lse_unit(const Job& job, int64_t index, int worker) {
+  const int64_t item = index / job.slabs;
+  const Range slab = chunk_of(index % job.slabs, job.slab_rows, job.n);
+  const Units<T> units(job.reg[item]);
+  const T* cost = matrix<T>(job, item);
+  const T* high = static_cast<const T*>(job.u_high) + item * job.height;
+  const T* weight = static_cast<const T*>(job.u_low) + item * job.height;
+  T* sum = static_cast<T*>(job.slab_sum) + index * job.width;
+  T* peak = static_cast<T*>(job.slab_peak) + index * job.width;
+  T* x = Tile<T>(job, worker).p;
+  for (int64_t j = 0; j < job.width; ++j) {
+    sum[j] = 0;
+    peak[j] = Simd<T>::kLowest;
+  }
+  for (int64_t first = slab.begin; first < slab.end; first += kTileRows) {
+    const int64_t rows = slab.end - first < kTileRows ? slab.end - first : kTileRows;
+    for (int64_t b = 0; b * kTileBlock<T> < job.m; ++b) {
+      const Range block = chunk_of(b, kTileBlock<T>, job.m);
+      const T* entry = cost + first * job.row_stride + block.begin;
+      const T* next = entry + (block.end < job.m ? kTileBlock<T> : kTileRows * job.row_stride - block.begin);
+      column_block<T>(entry, job.row_stride, high + first, weight + first, rows, block.end - block.begin,
+                      units.inverse, next, x, peak + block.begin, sum + block.begin);
+    }
+  }
+}
+
+template <class T> void merge_col_lse(const Job& job, int64_t index, int) {
+  const int64_t chunks = (job.width + kChunk - 1) / kChunk, item = index / chunks;
+  const Range range = chunk_of(index % chunks, kChunk, job.m);
+  const Units<T> units(job.reg[item]);
+  const T* sums = static_cast<const T*>(job.slab_sum) + item * job.slabs * job.width;
+  const T* peaks = static_cast<const T*>(job.slab_peak) + item * job.slabs * job.width;
+  for (int64_t j = range.begin; j < range.end; ++j) {
+    double top = Simd<T>::kLowest, total = 0;
+    for (int64_t s = 0; s < job.slabs; ++s) {
+      const double peak = peaks[s * job.width + j];
+      top = peak > top ? peak : top;
+    }
+    for (int64_t s = 0; s < job.slabs; ++s)
+      total += double(sums[s * job.width + j]) * exp2_of(double(peaks[s * job.width + j]) - top);
+    job.col_out[item * job.m + j] = units.log_sum(top, total);
+  }
+}
+

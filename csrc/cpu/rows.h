@@ -1,0 +1,343 @@
+// Rows: log-sum-exps, and the sweep.  Included by kernels.cpp alone, inside its anonymous namespace.
+//
+// A tile is kTileRows rows.  Row i is stabilised by a reference m_i known before its cost is read, p_ij = 2^(x_ij - m_i):
+// its expected log-sum-exp where there is a hint, else its maximum, found by reading it once more.  While the exponentials
+// of a tile are taken, those of the tile before it, whose scalings are known by now, are added to the column sums: the same
+// place is read, then overwritten, and the cost comes from memory at an even pace.
+
+constexpr int kGroup = UOT_VECTOR_BYTES == 64 ? 8 : 4;  // rows in one pass over a run of columns: registers decide
+
+// A hint is taken as kHeadroom powers of two too large, and was good enough where the row's sum then lies in a range in
+// which neither its terms nor those of its columns can have left the type's: else the row is done again by its maximum.
+constexpr double kHeadroom = 15, kLeastSum = 0x1p-4, kMostSum = 0x1p40;
+// What a slab's column sums are counted in to begin with, powers of two under e^shift, for scalings of 1 / kMostSum.
+constexpr double kFirstUnit = -40;
+
+// A worker's memory: the tile's exponentials, rows one cache line apart from a multiple of the page (or all would fall
+// into the same cache sets), and what is skipped of it and of the tile before.
+template <class T> struct Tile {
+  int64_t stride;
+  T* p;
+  TilePlan<T> plan[2];
+  Tile(const Job& job, int worker) : stride(job.width + int64_t(kAlignment / sizeof(T))) {
+    p = reinterpret_cast<T*>(static_cast<char*>(job.tile) + size_t(worker) * job.tile_bytes);
+    T* next = p + kTileRows * stride;
+    for (TilePlan<T>& one : plan) {
+      one.padded = job.block_width;
+      one.columns = job.m;
+      one.skip = reinterpret_cast<typename TilePlan<T>::Flag*>(next);
+      one.bound = next + job.block_width;
+      next += 2 * job.block_width;
+      one.skipped_columns = 0;
+      for (int64_t b = 0; b < one.padded; ++b) one.skip[b] = 0;
+    }
+  }
+};
+
+// Rows of the cost over one run of columns, and what belongs to the columns.
+template <class T> struct Run {
+  const T* cost;
+  int64_t stride;
+  const T *high, *weight;
+  T* accum;
+  int64_t columns;
+  T slope;
+};
+
+// What belongs to the rows: references and scalings in, exponentials out, their weighted sums.
+template <class T> struct RowGroup {
+  T* p;
+  int64_t stride;
+  const T *reference, *scale;
+  Vec<T>* total;
+};
+
+// New: exponentials of these rows, into p and the totals.  Old: what p held before, into the column sums.
+template <class T, int Rows, bool New, bool Old, bool Keep> inline void run_rows(const Run<T>& run, const RowGroup<T>& rows) {
+  constexpr int64_t L = kLanes<T>;
+  constexpr int K = Rows < kInterleaved ? Rows : kInterleaved;
+  const int64_t whole = run.columns / L * L;
+  const Vec<T> slope = splat(run.slope);
+  Vec<T> total[Rows];
+  if constexpr (New)
+    for (int r = 0; r < Rows; ++r) total[r] = rows.total[r];
+  const auto step = [&](int64_t j, auto entries) __attribute__((always_inline)) {
+    Vec<T> sum = {}, high = {}, weight = {};
+    if constexpr (Old) sum = load(run.accum + j);
+    if constexpr (New) {
+      high = load(run.high + j);
+      weight = load(run.weight + j);
+    }
+    for (int first = 0; first < Rows; first += K) {
+      Vec<T> y[K];
+      if constexpr (New) {
+        for (int r = 0; r < K; ++r) y[r] = entries(run.cost + (first + r) * run.stride + j) * slope + high;
+        for (int r = 0; r < K; ++r) y[r] -= rows.reference[first + r];
+        exp2_any<T, K>(y);
+      }
+      for (int r = 0; r < K; ++r) {
+        T* p = rows.p + (first + r) * rows.stride + j;
+        if constexpr (Old) sum += load(p) * rows.scale[first + r];
+        if constexpr (New) {
+          if constexpr (Keep) store(p, y[r]);
+          total[first + r] += y[r] * weight;
+        }
+      }
+    }
+    if constexpr (Old) store(run.accum + j, sum);
+  };
+  for (int64_t j = 0; j < whole; j += L) step(j, [](const T* from) { return load(from); });
+  if (whole < run.columns) {
+    const int64_t rest = run.columns - whole;
+    step(whole, [rest](const T* from) { return load_some(from, rest); });
+  }
+  if constexpr (New)
+    for (int r = 0; r < Rows; ++r) rows.total[r] = total[r];
+}
+
+template <class T, bool New, bool Old, bool Keep> void run_group(Run<T> run, RowGroup<T> rows, int64_t count) {
+  const auto advance = [&](int64_t by) {
+    run.cost += by * run.stride;
+    rows.p += by * rows.stride;
+    rows.reference += by;
+    rows.scale += by;
+    rows.total += by;
+    count -= by;
+  };
+  if constexpr (kGroup >= 8)
+    for (; count >= 8; advance(8)) run_rows<T, 8, New, Old, Keep>(run, rows);
+  for (; count >= 4; advance(4)) run_rows<T, 4, New, Old, Keep>(run, rows);
+  for (; count >= 2; advance(2)) run_rows<T, 2, New, Old, Keep>(run, rows);
+  if (count) run_rows<T, 1, New, Old, Keep>(run, rows);
+}
+
+// The largest x of one row.
+template <class T> T row_peak(const T* cost, const T* high, int64_t columns, T inverse) {
+  constexpr int64_t L = kLanes<T>;
+  const int64_t whole = columns / L * L;
+  const Vec<T> slope = splat(T(-inverse));
+  Vec<T> top[4];
+  for (Vec<T>& one : top) one = splat(Simd<T>::kLowest);
+  int64_t j = 0;
+  for (; j + 4 * L <= whole; j += 4 * L)
+    for (int v = 0; v < 4; ++v) top[v] = larger<T>(load(cost + j + v * L) * slope + load(high + j + v * L), top[v]);
+  for (; j < whole; j += L) top[0] = larger<T>(load(cost + j) * slope + load(high + j), top[0]);
+  if (whole < columns) top[1] = larger<T>(load_some(cost + whole, columns - whole) * slope + load(high + whole), top[1]);
+  return max_of<T>(larger<T>(larger<T>(top[0], top[1]), larger<T>(top[2], top[3])));
+}
+
+// One slab of rows.  `Columns`: a sweep; else row log-sum-exps alone.
+template <class T, bool Columns> class Slab {
+ public:
+  Slab(const Job& job, int64_t index, int worker)
+      : job_(job), index_(index), item_(index / job.slabs), units_(job.reg[item_]),
+        cost_(matrix<T>(job, item_)), high_(static_cast<const T*>(job.v_high) + item_ * job.width),
+        weight_(static_cast<const T*>(job.v_low) + item_ * job.width), tile_(job, worker) {
+    if constexpr (Columns) {
+      accum_ = static_cast<T*>(job.slab_sum) + index * job.width;
+      for (int64_t j = 0; j < job.width; ++j) accum_[j] = 0;
+      if (job.block_min) {
+        missed_ = static_cast<T*>(job.slab_missed) + index * job.block_width;
+        for (int64_t b = 0; b < job.block_width; ++b) missed_[b] = 0;
+      }
+    }
+  }
+
+  void run() {
+    const Range slab = chunk_of(index_ % job_.slabs, job_.slab_rows, job_.n);
+    for (int64_t first = slab.begin; first < slab.end; first += kTileRows) {
+      const int64_t rows = slab.end - first < kTileRows ? slab.end - first : kTileRows;
+      if (rows < kTileRows) flush();
+      new_tile(first, rows);
+    }
+    flush();
+    if constexpr (Columns) job_.slab_unit[index_] = unit_;
+  }
+
+ private:
+  // Adds what is pending to the column sums.
+  void flush() {
+    if constexpr (Columns) {
+      if (pending_) pass<false, true>(0, pending_, old(), old());
+      pending_ = 0;
+    }
+  }
+
+  void new_tile(int64_t first, int64_t rows) {
+    T reference[kTileRows];
+    bool hinted[kTileRows];
+    fresh().skipped_columns = 0;
+    refer(first, rows, reference, hinted);
+    const bool skipping = fresh().skipped_columns > 0;
+    for (int64_t r = 0; r < rows; ++r) sum_[r] = 0;
+    reference_ = reference;
+    if (Columns && pending_) pass<true, true>(first, rows, fresh(), old());
+    else pass<true, false>(first, rows, fresh(), old());
+    if (skipping && !skipping_held(rows, reference, hinted)) {
+      pass_skipped(first, rows);
+      fresh().skipped_columns = 0;
+    }
+    double top_mass = -INFINITY, top_scale = -INFINITY, exponent[kTileRows];
+    for (int64_t r = 0; r < rows; ++r) {
+      if (hinted[r] && !in_range(sum_[r])) redo(first, r, reference);
+      const int64_t row = item_ * job_.n + first + r;
+      const double lse = units_.log_sum(double(reference[r]), sum_[r]);
+      job_.row_out[row] = lse;
+      if constexpr (Columns) {
+        const double log_u = lse == -INFINITY ? -INFINITY : job_.offset[row] - job_.damping[item_] * lse;
+        exponent[r] = (log_u - job_.shift[item_]) * kLog2E;
+        const double mass = exponent[r] + lse * kLog2E;
+        if (mass > top_mass) top_mass = mass;
+        if (!(exponent[r] <= top_scale)) top_scale = exponent[r];
+      }
+    }
+    if constexpr (Columns) {
+      if (top_mass - unit_ > Simd<T>::kUnitLimit) {
+        const T factor = T(exp2_of(unit_ - top_mass));
+        for (int64_t j = 0; j < job_.width; ++j) accum_[j] *= factor;
+        unit_ = top_mass;
+      }
+      for (int64_t r = 0; r < rows; ++r)
+        scale_[r] = T(exp2_of(exponent[r] + double(reference[r]) * (kLog2E / units_.sigma) - unit_));
+      // log2(2^x) = x kLog2E / sigma differs from x by 2^-24 of it at most, which `raised` covers.
+      if (fresh().skipped_columns > 0) fresh().add_missed(top_scale + 3, missed_);
+      pending_ = rows;
+      current_ ^= 1;
+    }
+  }
+
+  static bool in_range(double sum) { return sum >= kLeastSum && sum <= kMostSum; }
+
+  // References of the tile's rows, and the blocks to leave out.
+  void refer(int64_t first, int64_t rows, T* reference, bool* hinted) {
+    double least = INFINITY, scale = -INFINITY;
+    for (int64_t r = 0; r < rows; ++r) {
+      const int64_t row = item_ * job_.n + first + r;
+      const double hint = job_.row_hint ? job_.row_hint[row] : -INFINITY;
+      const double expected = hint * units_.sigma;
+      hinted[r] = std::fabs(expected) < double(-Simd<T>::kLowest);
+      if (hinted[r]) {
+        reference[r] = T(expected - kHeadroom);
+        if constexpr (Columns) {
+          const double log_u = job_.offset[row] - job_.damping[item_] * hint;
+          least = expected < least ? expected : least;
+          scale = log_u > scale ? log_u : scale;
+        }
+      } else {
+        reference[r] = row_peak(cost_ + (first + r) * job_.row_stride, high_, job_.m, units_.inverse);
+        least = -INFINITY;
+      }
+    }
+    if constexpr (Columns)
+      if (job_.block_min && job_.col_hint && least > -INFINITY)
+        fresh().choose(job_, item_, first / kTileRows, units_.inverse, least, scale * units_.sigma);
+  }
+
+  bool skipping_held(int64_t rows, const T* reference, const bool* hinted) {
+    for (int64_t r = 0; r < rows; ++r)
+      if ((hinted[r] && !in_range(sum_[r])) || !fresh().negligible(double(reference[r]), sum_[r], block_columns(job_.m)))
+        return false;
+    return true;
+  }
+
+  // A row whose hint was no good, by its maximum.
+  void redo(int64_t first, int64_t r, T* reference) {
+    const T* row = cost_ + (first + r) * job_.row_stride;
+    reference[r] = row_peak(row, high_, job_.m, units_.inverse);
+    sum_[r] = 0;
+    for (int64_t begin = 0; begin < job_.m; begin += kBlock<T>) {
+      const int64_t columns = job_.m - begin < kBlock<T> ? job_.m - begin : kBlock<T>;
+      run_some<true, false>(first + r, r, 1, begin, columns);
+    }
+  }
+
+  // One run of columns: New of rows [first, first + rows), places [place, place + rows) of the tile.
+  template <bool New, bool Old> void run_some(int64_t first, int64_t place, int64_t rows, int64_t begin, int64_t columns) {
+    Vec<T> total[kTileRows] = {};
+    const Run<T> run{cost_ + first * job_.row_stride + begin, job_.row_stride, high_ + begin, weight_ + begin,
+                     accum_ + begin, columns, T(-units_.inverse)};
+    run_group<T, New, Old, Columns>(
+        run, {tile_.p + place * tile_.stride + begin, tile_.stride, reference_ + place, scale_ + place, total}, rows);
+    if constexpr (New)
+      for (int64_t r = 0; r < rows; ++r) sum_[place + r] += double(sum_of<T>(total[r]));
+  }
+
+  // All columns, in runs of at most kBlock: exponentials where `fresh` skips nothing, column sums where `old` did not.
+  template <bool New, bool Old> void pass(int64_t first, int64_t rows, const TilePlan<T>& fresh, const TilePlan<T>& old) {
+    const bool any_new = New && fresh.skipped_columns > 0, any_old = Old && old.skipped_columns > 0;
+    if (!any_new && !any_old) {
+      for (int64_t begin = 0; begin < job_.m; begin += kBlock<T>)
+        run_some<New, Old>(first, 0, rows, begin, job_.m - begin < kBlock<T> ? job_.m - begin : kBlock<T>);
+      return;
+    }
+    const int64_t blocks = block_columns(job_.m), most = kBlock<T> / kSkipColumns;
+    const auto kind = [&](int64_t b) {
+      return (New && !(any_new && fresh.skip[b]) ? 1 : 0) + (Old && !(any_old && old.skip[b]) ? 2 : 0);
+    };
+    for (int64_t b = 0; b < blocks;) {
+      const int what = kind(b);
+      int64_t end = b + 1;
+      while (end < blocks && end - b < most && kind(end) == what) ++end;
+      const int64_t begin = b * kSkipColumns, stop = end * kSkipColumns < job_.m ? end * kSkipColumns : job_.m;
+      if constexpr (New && Old)
+        if (what == 3) run_some<true, true>(first, 0, rows, begin, stop - begin);
+      if constexpr (New)
+        if (what == 1) run_some<true, false>(first, 0, rows, begin, stop - begin);
+      if constexpr (Old)
+        if (what == 2) run_some<false, true>(first, 0, rows, begin, stop - begin);
+      b = end;
+    }
+  }
+
+  // What was left out, after all.
+  void pass_skipped(int64_t first, int64_t rows) {
+    const int64_t blocks = block_columns(job_.m);
+    for (int64_t b = 0; b < blocks; ++b)
+      if (fresh().skip[b]) {
+        const Range block = chunk_of(b, kSkipColumns, job_.m);
+        run_some<true, false>(first, 0, rows, block.begin, block.end - block.begin);
+      }
+  }
+
+  TilePlan<T>& fresh() { return tile_.plan[current_]; }
+  TilePlan<T>& old() { return tile_.plan[current_ ^ 1]; }
+
+  const Job& job_;
+  const int64_t index_, item_;
+  const Units<T> units_;
+  const T* cost_;
+  const T *high_, *weight_;
+  Tile<T> tile_;
+  T *accum_ = nullptr, *missed_ = nullptr;
+  double unit_ = kFirstUnit;  // the column sums are in units of 2^unit e^shift: raised when a term would overflow
+  double sum_[kTileRows];
+  T scale_[kTileRows];  // of the pending tile's rows
+  const T* reference_ = nullptr;
+  int64_t pending_ = 0;  // rows whose exponentials are not yet in the column sums
+  int current_ = 0;
+};
+
+template <class T, bool Columns> void rows_unit(const Job& job, int64_t index, int worker) {
+  Slab<T, Columns>(job, index, worker).run();
+}
+
+// col_mass += w * the slabs' sums, one chunk of columns; and the bounds of what they miss.
+template <class T> void merge_sweep(const Job& job, int64_t index, int) {
+  const int64_t chunks = (job.width + kChunk - 1) / kChunk, item = index / chunks;
+  const Range range = chunk_of(index % chunks, kChunk, job.m);
+  const T* weight = static_cast<const T*>(job.v_low) + item * job.width;
+  double total[kChunk] = {};
+  for (int64_t s = item * job.slabs; s < (item + 1) * job.slabs; ++s) {
+    const T* sum = static_cast<const T*>(job.slab_sum) + s * job.width;
+    const double unit = ::exp2(job.slab_unit[s]);
+    for (int64_t j = range.begin; j < range.end; ++j) total[j - range.begin] += unit * double(sum[j]);
+  }
+  double* out = job.col_out + item * job.m;
+  for (int64_t j = range.begin; j < range.end; ++j) out[j] += double(weight[j]) * total[j - range.begin];
+  if (!job.block_min) return;
+  const int64_t blocks = block_columns(job.m), first = range.begin / kSkipColumns, last = block_columns(range.end);
+  for (int64_t s = item * job.slabs; s < (item + 1) * job.slabs; ++s) {
+    const T* missed = static_cast<const T*>(job.slab_missed) + s * job.block_width;
+    for (int64_t b = first; b < last; ++b) job.missed[item * blocks + b] += double(missed[b]);
+  }
+}
