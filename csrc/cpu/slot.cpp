@@ -10,6 +10,8 @@ namespace {
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 constexpr int64_t kSampledRows = 32;   // rows of the cost that its spread is taken from
 constexpr double kHuge = 1e300;        // stands for an infinite potential
+constexpr int64_t kSkipEntries = 1 << 14;  // costs smaller than this are swept faster than their blocks are looked up
+constexpr double kSkipBelow = 1.0 / 32;    // eps over the spread of the cost from which blocks may be negligible
 
 std::unique_ptr<void, decltype(&std::free)> allocate(int64_t bytes) {
   const int64_t line = int64_t(kAlignment), size = (bytes + line - 1) / line * line;
@@ -38,6 +40,12 @@ Slot::Slot(const Task& task, const Settings& settings, int threads)
   job_.shift = &shift_;
   job_.log_v = log_v_;
   job_.offset = offset_;
+  if (n_ * m_ >= kSkipEntries) {
+    table_ = Array(block_min_entries(n_, m_));
+    missed_ = Array(block_columns(m_));
+    job_.block_min = table_;
+    job_.missed = missed_;
+  }
   scratch_ = allocate(lay_out(job_, Operation::kSweep, task.is_double, threads, nullptr));
   lay_out(job_, Operation::kSweep, task.is_double, threads, scratch_.get());
   phases_ = phases_of(job_, Operation::kSweep, task.is_double);
@@ -80,7 +88,9 @@ void Slot::begin(int64_t index) {
   best_ = record_ = kInfinity;
   for (int64_t j = 0; j < cols_length_; ++j) best_answer_[j] = g_[j];
   anderson_.restart();
-  if (!settings_.textbook) annealing_.begin(reg_, task_.start ? 0.0 : spread());
+  spread_ = spread();
+  table_ready_ = false;
+  if (!settings_.textbook) annealing_.begin(reg_, task_.start ? 0.0 : spread_);
   eps_ = 0;
   set_eps(settings_.textbook ? reg_ : annealing_.eps());
 }
@@ -111,6 +121,20 @@ void Slot::hint() {
   }
 }
 
+// Blocks of the cost are skipped once eps is small beside it; the table that tells them is made when it is first wanted.
+void Slot::expect_skipping() {
+  const bool skipping = n_ * m_ >= kSkipEntries && job_.row_hint && eps_ < kSkipBelow * spread_;
+  job_.block_min = skipping ? table_.get() : nullptr;
+  job_.missed = skipping ? missed_.get() : nullptr;
+  if (!skipping) return;
+  missed_.fill(0.0);
+  if (table_ready_) return;
+  Job table = job_;
+  table.block_min_out = table_;
+  run(table, phases_of(table, Operation::kBlockMin, task_.is_double));
+  table_ready_ = true;
+}
+
 void Slot::run(const Job& job, const PhaseList& phases) const {
   if (threads_ > 1) return run_phases(job, phases, threads_);
   for (int k = 0; k < phases.count; ++k)
@@ -128,6 +152,7 @@ void Slot::sweep(bool everyone) {
   if (everyone)
     for (int64_t j = 0; j < m_; ++j) log_v_[j] = g_[j] / eps_;
   for (int64_t j = 0; j < m_; ++j) sum_[j] = 0;
+  expect_skipping();
   job_.row_out = row_lse_;
   job_.col_out = sum_;
   run(job_, phases_);
@@ -140,7 +165,9 @@ void Slot::sweep(bool everyone) {
   const Columns columns{sum_, log_sum_, log_v_, residual(cols_), g_, wanted_, shift_, scale_, eps_ * damping_cols_,
                         col_lse_, answer_};
   columns_ = vectors_.columns(columns, cols_length_);
-  if (columns_.weak > 0 && weak_columns()) columns_ = vectors_.columns(columns, cols_length_);
+  if (job_.block_min || columns_.weak > 0) std::fill_n(mask_.get(), m_, false);
+  const bool missed = job_.block_min && mark_missed();
+  if ((columns_.weak > 0 || missed) && weak_columns()) columns_ = vectors_.columns(columns, cols_length_);
   const bool lost_rows = vectors_.has_minus_inf(row_lse_, rows_length_);
   if (columns_.broken == 0 && !lost_rows) return;
   drop_unreachable();
@@ -148,11 +175,33 @@ void Slot::sweep(bool everyone) {
   columns_ = vectors_.columns(columns, cols_length_);
 }
 
+// Marks the columns of which skipped blocks may have held more than rounding does.
+bool Slot::mark_missed() {
+  const double tolerance = task_.is_double ? 0x1p-53 : 0x1p-24;
+  bool any = false;
+  for (int64_t b = 0; b < block_columns(m_); ++b) {
+    if (missed_[b] == 0) continue;
+    const int64_t begin = b * kSkipColumns, end = std::min(m_, begin + kSkipColumns);
+    double least = kInfinity, most = -kInfinity;
+    for (int64_t j = begin; j < end; ++j) {
+      if (!(log_v_[j] > -kHuge)) continue;
+      least = std::min(least, sum_[j]);
+      most = std::max(most, log_v_[j]);
+    }
+    if (missed_[b] <= tolerance * least) continue;
+    for (int64_t j = begin; j < end; ++j) {  // a column misses in proportion to its scaling
+      if (!(log_v_[j] > -kHuge) || missed_[b] * std::exp(log_v_[j] - most) <= tolerance * sum_[j]) continue;
+      mask_[j] = any = true;
+    }
+  }
+  return any;
+}
+
 // Columns whose sum may have lost terms to underflow are done again with a running maximum.
 bool Slot::weak_columns() {
   bool any = false;
   for (int64_t j = 0; j < m_; ++j) {
-    mask_[j] = log_v_[j] > -kHuge && !(sum_[j] >= 1e-25 && sum_[j] <= 1e25);
+    mask_[j] = mask_[j] || (log_v_[j] > -kHuge && !(sum_[j] >= 1e-25 && sum_[j] <= 1e25));
     any = any || mask_[j];
   }
   if (!any) return false;

@@ -55,7 +55,9 @@ class Slot {
   void run(const Job& job, const PhaseList& phases) const;
   void set_eps(double eps);
   void hint();
+  void expect_skipping();
   bool weak_columns();
+  bool mark_missed();
   void drop_unreachable();
   void find_lost(const bool* lost_rows, const bool* lost_cols);
   double spread() const;
@@ -100,6 +102,9 @@ class Slot {
   Array g_, g_shown_, log_v_, sum_, log_sum_, col_lse_, col_lse_before_, col_hint_, wanted_;
   Array answer_, moved_, best_answer_, next_, col_work_;
   std::unique_ptr<bool[]> mask_;
+  Array table_, missed_;  // minima of blocks of the cost, in its type; what skipping may have left out
+  double spread_ = 0;
+  bool table_ready_ = false;
 
   Job job_, masked_;
   PhaseList phases_, masked_phases_;

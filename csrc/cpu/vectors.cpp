@@ -4,6 +4,10 @@
 
 #include <cmath>
 
+#if defined(__AVX512DQ__)
+#include <immintrin.h>
+#endif
+
 #include "job.h"
 
 #ifndef UOT_LEVEL

@@ -1,6 +1,6 @@
 """A whole solve by csrc/cpu/solve.cpp: the loop of `uotlib.solver` without Python between the passes.
 
-Small problems of a batch are solved one by a thread; a large one by all threads.  Every problem runs on its own, so that
+Small problems of a batch are solved one by a thread; a large one by all threads.  Every problem runs on its own:
 neither the batch nor the number of threads changes its answer.
 """
 
