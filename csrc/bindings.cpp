@@ -58,6 +58,14 @@ void col_lse(const Cost& cost, Address log_u, Address lse) {
   run(uot::Operation::kColLse, cost, job);
 }
 
+void col_lse_masked(const Cost& cost, Address log_u, Address mask, Address lse) {
+  uot::Job job = cost.job();
+  job.log_u = vector(log_u);
+  job.mask = reinterpret_cast<const bool*>(mask);
+  job.col_out = reinterpret_cast<double*>(lse);
+  run(uot::Operation::kColLseMasked, cost, job);
+}
+
 void sweep(const Cost& cost, Address log_v, Address offset, Address damping, Address shift, Address col_mass,
            Address lse, Address row_hint, Address col_hint, Address block_min, Address missed) {
   uot::Job job = cost.job();
@@ -118,6 +126,7 @@ PYBIND11_MODULE(_C, module) {
   bind_solve(module);
   module.def("row_lse", &row_lse);
   module.def("col_lse", &col_lse);
+  module.def("col_lse_masked", &col_lse_masked);
   module.def("sweep", &sweep);
   module.def("panel", &panel);
   module.def("block_min", &block_min);

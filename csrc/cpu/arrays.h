@@ -2,6 +2,7 @@
 
 // NaN in a block makes its minimum NaN, which no comparison lets pass as large.
 template <class T> void block_min_unit(const Job& job, int64_t index, int) {
+  constexpr int64_t L = kLanes<T>;
   const int64_t item = index / job.slabs, m = job.m, blocks = block_columns(m);
   const Range slab = chunk_of(index % job.slabs, job.slab_rows, job.n);
   const T* cost = matrix<T>(job, item);
@@ -10,34 +11,84 @@ template <class T> void block_min_unit(const Job& job, int64_t index, int) {
     const int64_t rows = slab.end - first < kTileRows ? slab.end - first : kTileRows;
     for (int64_t b = 0; b < blocks; ++b) {
       const Range block = chunk_of(b, kSkipColumns, m);
-      T least = T(INFINITY);
-      for (int64_t r = 0; r < rows; ++r)
-        for (int64_t j = block.begin; j < block.end; ++j) {
-          const T entry = cost[(first + r) * job.row_stride + j];
-          least = entry >= least || least != least ? least : entry;
+      const int64_t whole = block.begin + (block.end - block.begin) / L * L;
+      Vec<T> least = splat(T(INFINITY)), doubt = {};  // doubt: NaN where an entry is
+      T rest = T(INFINITY);
+      for (int64_t r = 0; r < rows; ++r) {
+        const T* row = cost + (first + r) * job.row_stride;
+        for (int64_t j = block.begin; j < whole; j += L) {
+          const Vec<T> entries = load(row + j);
+          least = entries < least ? entries : least;
+          doubt = entries == entries ? doubt : entries;
         }
-      table[first / kTileRows * blocks + b] = least;
+        for (int64_t j = whole; j < block.end; ++j) rest = row[j] >= rest || rest != rest ? rest : row[j];
+      }
+      T* out = table + first / kTileRows * blocks + b;
+      const T lanes = -max_of<T>(-least), sum = sum_of<T>(doubt);
+      *out = sum != sum ? sum : lanes >= rest || rest != rest ? rest : lanes;
     }
   }
 }
 
 // ---- functions of arrays ----
 
+template <class T, class Function> void each(const T* in, T* out, int64_t count, Function function) {
+  constexpr int64_t L = kLanes<T>;
+  const int64_t whole = count / L * L;
+  for (int64_t j = 0; j < whole; j += L) store(out + j, function(load(in + j)));
+  if (whole == count) return;
+  T last[kLanes<T>];
+  store(last, function(load_some(in + whole, count - whole)));
+  for (int64_t j = whole; j < count; ++j) out[j] = last[j - whole];
+}
+
+using Reals = Vec<double>;
+using RealBits = Simd<double>::Bits;
+constexpr double kLn2High = 0x1.62e42feep-1, kLn2Low = 0x1.a39ef35793c76p-33;  // the first has 31 digits: k of it is exact
+
+// e^x = 2^k 2^f, k whole; zero where the result is no normal number.
+inline Reals exp_of(Reals x) {
+  const Reals k = (x * kLog2E + Simd<double>::kMagic) - Simd<double>::kMagic;
+  const Reals f[1] = {((x - k * kLn2High) - k * kLn2Low) * kLog2E};
+  Reals p[1];
+  exp2_polynomial<double, 1>(f, p);
+  // In two steps, for k = 1024.
+  const RealBits half = (RealBits)(k * 0.5 + Simd<double>::kMagic) << 52, one = RealBits{} + (uint64_t(1023) << 52);
+  const RealBits rest = ((RealBits)(k + Simd<double>::kMagic) << 52) - half;
+  const Reals y = p[0] * (Reals)(half + one) * (Reals)(rest + one);
+  const Reals low = x < -708.396418532264106 ? Reals{} : y;
+  return x > 709.782712893383973 ? splat(double(INFINITY)) : low;
+}
+
+// log x = k log 2 + log z, z in [sqrt(1/2), sqrt(2)); the series in s = (z - 1) / (z + 1) is that of fdlibm.
+inline Reals log_of(Reals x) {
+  const auto tiny = x < 0x1p-1022;
+  const RealBits bits = (RealBits)(tiny ? x * 0x1p54 : x), offset = bits - 0x3fe6a09e667f3bcdull;
+  const RealBits mask = RealBits{} + (uint64_t(0xfff) << 52);
+  const Reals f = (Reals)(bits - (offset & mask)) - 1.0;
+  // The exponent with its sign: biased so that a logical shift does.
+  const RealBits biased = (offset + (uint64_t(2048) << 52)) >> 52;
+  Reals k = (Reals)(biased + (uint64_t(0x433) << 52)) - (0x1p52 + 2048);
+  k = tiny ? k - 54.0 : k;
+  const Reals s = f / (2.0 + f), z = s * s, w = z * z;
+  const Reals even = w * (3.999999999940941908e-01 + w * (2.222219843214978396e-01 + w * 1.531383769920937332e-01));
+  const Reals odd = z * (6.666666666666735130e-01 + w * (2.857142874366239149e-01 +
+                    w * (1.818357216161805012e-01 + w * 1.479819860511658591e-01)));
+  const Reals half = 0.5 * f * f;
+  Reals y = k * kLn2High - ((half - (s * (half + (even + odd)) + k * kLn2Low)) - f);
+  y = x == double(INFINITY) ? x : y;
+  y = x == 0.0 ? splat(double(-INFINITY)) : y;
+  return x >= 0.0 ? y : splat(double(NAN));
+}
+
 void exp_array(const double* in, double* out, int64_t count) {
-  for (int64_t j = 0; j < count; ++j) out[j] = ::exp(in[j]);
+  each<double>(in, out, count, [](Reals x) { return exp_of(x); });
 }
 
 void log_array(const double* in, double* out, int64_t count) {
-  for (int64_t j = 0; j < count; ++j) out[j] = ::log(in[j]);
+  each<double>(in, out, count, [](Reals x) { return log_of(x); });
 }
 
 template <class T> void exp2_array(const void* in, void* out, int64_t count) {
-  const T* from = static_cast<const T*>(in);
-  for (int64_t j = 0; j < count; j += kLanes<T>) {
-    const int64_t some = count - j < kLanes<T> ? count - j : kLanes<T>;
-    T result[kLanes<T>];
-    store(result, exp2_of<T>(load_some(from + j, some)));
-    for (int64_t l = 0; l < some; ++l) static_cast<T*>(out)[j + l] = result[l];
-  }
+  each<T>(static_cast<const T*>(in), static_cast<T*>(out), count, [](Vec<T> x) { return exp2_of<T>(x); });
 }
-

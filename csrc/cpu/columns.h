@@ -46,7 +46,7 @@ template <class T> void col_lse_unit(const Job& job, int64_t index, int worker) 
   const T* weight = static_cast<const T*>(job.u_low) + item * job.height;
   T* sum = static_cast<T*>(job.slab_sum) + index * job.width;
   T* peak = static_cast<T*>(job.slab_peak) + index * job.width;
-  T* x = Tile<T>(job, worker).p;
+  T* x = tile_memory<T>(job, worker);
   for (int64_t j = 0; j < job.width; ++j) {
     sum[j] = 0;
     peak[j] = Simd<T>::kLowest;
@@ -63,21 +63,75 @@ template <class T> void col_lse_unit(const Job& job, int64_t index, int worker) 
   }
 }
 
+// The log-sum-exp of one column over slabs, by their running maxima.
+template <class T> double merged_column(const Job& job, const Units<T>& units, int64_t item, int64_t place) {
+  const T* sums = static_cast<const T*>(job.slab_sum) + item * job.slabs * job.width + place;
+  const T* peaks = static_cast<const T*>(job.slab_peak) + item * job.slabs * job.width + place;
+  double top = Simd<T>::kLowest, total = 0;
+  for (int64_t s = 0; s < job.slabs; ++s) {
+    const double peak = peaks[s * job.width];
+    top = peak > top ? peak : top;
+  }
+  for (int64_t s = 0; s < job.slabs; ++s)
+    total += double(sums[s * job.width]) * exp2_of(double(peaks[s * job.width]) - top);
+  return units.log_sum(top, total);
+}
+
 template <class T> void merge_col_lse(const Job& job, int64_t index, int) {
   const int64_t chunks = (job.width + kChunk - 1) / kChunk, item = index / chunks;
   const Range range = chunk_of(index % chunks, kChunk, job.m);
   const Units<T> units(job.reg[item]);
-  const T* sums = static_cast<const T*>(job.slab_sum) + item * job.slabs * job.width;
-  const T* peaks = static_cast<const T*>(job.slab_peak) + item * job.slabs * job.width;
-  for (int64_t j = range.begin; j < range.end; ++j) {
-    double top = Simd<T>::kLowest, total = 0;
-    for (int64_t s = 0; s < job.slabs; ++s) {
-      const double peak = peaks[s * job.width + j];
-      top = peak > top ? peak : top;
+  for (int64_t j = range.begin; j < range.end; ++j) job.col_out[item * job.m + j] = merged_column(job, units, item, j);
+}
+
+// ---- some columns: their entries are gathered, and kept in order from the first place on ----
+
+inline int64_t wanted(const bool* mask, int64_t begin, int64_t end, int32_t* list) {
+  int64_t count = 0;
+  for (int64_t j = begin; j < end; ++j) {
+    if (list) list[count] = int32_t(j);
+    count += mask[j];
+  }
+  return count;
+}
+
+template <class T> void col_lse_masked_unit(const Job& job, int64_t index, int worker) {
+  const int64_t item = index / job.slabs;
+  const Range slab = chunk_of(index % job.slabs, job.slab_rows, job.n);
+  const Units<T> units(job.reg[item]);
+  const T* cost = matrix<T>(job, item);
+  const T* high = static_cast<const T*>(job.u_high) + item * job.height;
+  const T* weight = static_cast<const T*>(job.u_low) + item * job.height;
+  T* sum = static_cast<T*>(job.slab_sum) + index * job.width;
+  T* peak = static_cast<T*>(job.slab_peak) + index * job.width;
+  T* x = tile_memory<T>(job, worker);
+  T* entries = x + kTileRows * kTileBlock<T>;
+  int32_t* list = reinterpret_cast<int32_t*>(entries + kTileRows * kTileBlock<T>);  // m, and one that is written over
+  const int64_t count = wanted(job.mask + item * job.m, 0, job.m, list);
+  for (int64_t k = 0; k < count; ++k) {
+    sum[k] = 0;
+    peak[k] = Simd<T>::kLowest;
+  }
+  for (int64_t first = slab.begin; first < slab.end; first += kTileRows) {
+    const int64_t rows = slab.end - first < kTileRows ? slab.end - first : kTileRows;
+    for (int64_t b = 0; b * kTileBlock<T> < count; ++b) {
+      const Range block = chunk_of(b, kTileBlock<T>, count);
+      for (int64_t r = 0; r < rows; ++r) {
+        const T* row = cost + (first + r) * job.row_stride;
+        for (int64_t k = block.begin; k < block.end; ++k) entries[r * kTileBlock<T> + k - block.begin] = row[list[k]];
+      }
+      column_block<T>(entries, kTileBlock<T>, high + first, weight + first, rows, block.end - block.begin, units.inverse,
+                      entries, x, peak + block.begin, sum + block.begin);
     }
-    for (int64_t s = 0; s < job.slabs; ++s)
-      total += double(sums[s * job.width + j]) * exp2_of(double(peaks[s * job.width + j]) - top);
-    job.col_out[item * job.m + j] = units.log_sum(top, total);
   }
 }
 
+template <class T> void merge_col_lse_masked(const Job& job, int64_t index, int) {
+  const int64_t chunks = (job.width + kChunk - 1) / kChunk, item = index / chunks;
+  const Range range = chunk_of(index % chunks, kChunk, job.m);
+  const Units<T> units(job.reg[item]);
+  const bool* mask = job.mask + item * job.m;
+  int64_t place = wanted(mask, 0, range.begin, nullptr);
+  for (int64_t j = range.begin; j < range.end; ++j)
+    job.col_out[item * job.m + j] = mask[j] ? merged_column(job, units, item, place++) : -INFINITY;
+}

@@ -71,7 +71,7 @@ using Unit = void (*)(const Job& job, int64_t index, int worker);
 struct Kernels {
   int64_t lanes, block;  // entries in a vector; columns in a block
   Unit split_rows, split_columns;
-  Unit row_lse, sweep, merge_sweep, col_lse, merge_col_lse, panel, block_min;
+  Unit row_lse, sweep, merge_sweep, col_lse, merge_col_lse, col_lse_masked, merge_col_lse_masked, panel, block_min;
   void (*exp2)(const void* in, void* out, int64_t count);
   void (*exp)(const double* in, double* out, int64_t count);  // exp(-inf) = 0
   void (*log)(const double* in, double* out, int64_t count);  // log(0) = -inf, NaN of what is negative

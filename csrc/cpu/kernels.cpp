@@ -90,7 +90,8 @@ template <class T> void split_rows(const Job& job, int64_t index, int) {
 
 template <class T> constexpr Kernels kTable = {
     kLanes<T>, kBlock<T>, split_rows<T>, split_columns<T>, rows_unit<T, false>, rows_unit<T, true>, merge_sweep<T>,
-    col_lse_unit<T>, merge_col_lse<T>, panel_unit<T>, block_min_unit<T>, exp2_array<T>, exp_array, log_array};
+    col_lse_unit<T>, merge_col_lse<T>, col_lse_masked_unit<T>, merge_col_lse_masked<T>, panel_unit<T>,
+    block_min_unit<T>, exp2_array<T>, exp_array, log_array};
 
 }  // namespace
 

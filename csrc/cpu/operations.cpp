@@ -127,7 +127,8 @@ PhaseList phases_of(const Job& job, Operation operation, bool is_double) {
       return {{columns, {kernel.sweep, slabs}, {kernel.merge_sweep, chunks(job.width)}}, 3};
     case Operation::kPanel: return {{columns, rows, {kernel.panel, slabs}}, 3};
     case Operation::kBlockMin: return {{{kernel.block_min, slabs}}, 1};
-    case Operation::kColLseMasked: break;
+    case Operation::kColLseMasked:
+      return {{rows, {kernel.col_lse_masked, slabs}, {kernel.merge_col_lse_masked, chunks(job.width)}}, 3};
   }
   return {};
 }

@@ -13,6 +13,10 @@ constexpr double kHeadroom = 15, kLeastSum = 0x1p-4, kMostSum = 0x1p40;
 // What a slab's column sums are counted in to begin with, powers of two under e^shift, for scalings of 1 / kMostSum.
 constexpr double kFirstUnit = -40;
 
+template <class T> T* tile_memory(const Job& job, int worker) {
+  return reinterpret_cast<T*>(static_cast<char*>(job.tile) + size_t(worker) * job.tile_bytes);
+}
+
 // A worker's memory: the tile's exponentials, rows one cache line apart from a multiple of the page (or all would fall
 // into the same cache sets), and what is skipped of it and of the tile before.
 template <class T> struct Tile {
@@ -20,7 +24,7 @@ template <class T> struct Tile {
   T* p;
   TilePlan<T> plan[2];
   Tile(const Job& job, int worker) : stride(job.width + int64_t(kAlignment / sizeof(T))) {
-    p = reinterpret_cast<T*>(static_cast<char*>(job.tile) + size_t(worker) * job.tile_bytes);
+    p = tile_memory<T>(job, worker);
     T* next = p + kTileRows * stride;
     for (TilePlan<T>& one : plan) {
       one.padded = job.block_width;
@@ -188,7 +192,7 @@ template <class T, bool Columns> class Slab {
         exponent[r] = (log_u - job_.shift[item_]) * kLog2E;
         const double mass = exponent[r] + lse * kLog2E;
         if (mass > top_mass) top_mass = mass;
-        if (!(exponent[r] <= top_scale)) top_scale = exponent[r];
+        top_scale = greater(exponent[r], top_scale);
       }
     }
     if constexpr (Columns) {

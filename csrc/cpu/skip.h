@@ -24,6 +24,9 @@
 template <class T> constexpr T kRaise = T(0x1p-20);
 template <class T> constexpr double kTolerance = sizeof(T) == 4 ? 0x1p-24 : 0x1p-53;
 
+// The larger of two, NaN if either is: so NaN reaches a comparison, and nothing is skipped.
+inline double greater(double a, double b) { return a > b || a != a ? a : b; }
+
 inline double raised(double value) { return value + std::fabs(value) * 0x1p-20 + 0x1p-20; }
 
 // Per problem and block of columns: the largest sigma log v_j, and the least expected column sum of those that have mass.
@@ -35,7 +38,7 @@ template <class T> struct ColumnBounds {
         sum(static_cast<T*>(job.bound_sum) + item * padded) {}
 };
 
-// Blocks [begin, end) of the padded ones; padding is never skipped and counts as nothing.
+// Blocks [begin, end) of the padded ones; padding bounds nothing.
 template <class T> void bound_columns(const Job& job, int64_t item, int64_t begin, int64_t end) {
   const Units<T> units(job.reg[item]);
   const ColumnBounds<T> bounds(job, item);
@@ -45,8 +48,8 @@ template <class T> void bound_columns(const Job& job, int64_t item, int64_t begi
     const Range block = chunk_of(b, kSkipColumns, job.m);
     double most = -INFINITY, least = INFINITY;
     for (int64_t j = block.begin; j < block.end; ++j) {
-      if (!(log_v[j] <= most)) most = log_v[j];  // NaN stays, and is not skipped
-      if (hint && log_v[j] != -INFINITY && !(hint[j] >= least)) least = hint[j];
+      most = greater(log_v[j], most);
+      if (hint && log_v[j] != -INFINITY) least = -greater(-hint[j], -least);
     }
     bounds.high[b] = T(raised(most * units.sigma));
     bounds.sum[b] = hint ? T(least * units.sigma) : T(-INFINITY);
@@ -77,8 +80,7 @@ template <class T> struct TilePlan {
     for (int64_t b = 0; b < padded; b += L) {
       const Vec<T> least = b + L <= blocks ? load(table + b) : load_some(table + b, blocks - b);
       const Vec<T> x = least * slope;
-      const Vec<T> size_of_x = x < T(0) ? -x : x;
-      const Vec<T> reach = load(bounds.high + b) + (x + size_of_x * kRaise<T>);
+      const Vec<T> reach = load(bounds.high + b) + larger<T>(x * (1 + kRaise<T>), x * (1 - kRaise<T>));
       const Bits out = (Bits)(reach <= row_limit) & (Bits)(x <= load(bounds.sum + b) + col_limit);
       store_bits(skip + b, out);
       store(bound + b, reach);

@@ -51,6 +51,17 @@ class NativeBackend(Backend):
         _kernels().col_lse(_cost(cost, reg, items), log_u.data_ptr(), lse.data_ptr())
         return lse
 
+    def col_lse_masked(self, cost: Tensor, log_u: Tensor, reg: Tensor, mask: Tensor,
+                       items: Tensor | None = None) -> Tensor:
+        count, n, m = _sizes(cost, items)
+        log_u, reg = _vector("log_u", log_u, count, n), _vector("reg", reg, count)
+        if mask.shape != (count, m) or mask.dtype != torch.bool or not mask.is_cpu:
+            raise ValueError(f"mask must be bool of shape {(count, m)} on the CPU, got {_name(mask.dtype)} of shape "
+                             f"{tuple(mask.shape)} on {mask.device}")
+        lse, mask = _empty(count, m), mask.contiguous()
+        _kernels().col_lse_masked(_cost(cost, reg, items), log_u.data_ptr(), mask.data_ptr(), lse.data_ptr())
+        return lse
+
     def sweep(self, cost: Tensor, log_v: Tensor, offset: Tensor, damping: Tensor, reg: Tensor, shift: Tensor,
               col_mass: Tensor, items: Tensor | None = None, *, row_hint: Tensor | None = None,
               col_hint: Tensor | None = None, block_min: Tensor | None = None,
