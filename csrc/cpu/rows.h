@@ -17,15 +17,13 @@ template <class T> T* tile_memory(const Job& job, int worker) {
   return reinterpret_cast<T*>(static_cast<char*>(job.tile) + size_t(worker) * job.tile_bytes);
 }
 
-// A worker's memory: the tile's exponentials, rows one cache line apart from a multiple of the page (or all would fall
-// into the same cache sets), and what is skipped of it and of the tile before.
+// A worker's memory: the tile's exponentials, vector by vector of columns, the rows of each side by side; and what is
+// skipped of it and of the tile before.
 template <class T> struct Tile {
-  int64_t stride;
   T* p;
   TilePlan<T> plan[2];
-  Tile(const Job& job, int worker) : stride(job.width + int64_t(kAlignment / sizeof(T))) {
-    p = tile_memory<T>(job, worker);
-    T* next = p + kTileRows * stride;
+  Tile(const Job& job, int worker) : p(tile_memory<T>(job, worker)) {
+    T* next = p + kTileRows * job.width;
     for (TilePlan<T>& one : plan) {
       one.padded = job.block_width;
       one.columns = job.m;
@@ -51,8 +49,7 @@ template <class T> struct Run {
 // What belongs to the rows: references and scalings in, exponentials out, their weighted sums.
 template <class T> struct RowGroup {
   T* p;
-  int64_t stride;
-  const T *reference, *scale;
+  const Vec<T> *reference, *scale;
   Vec<T>* total;
 };
 
@@ -60,7 +57,7 @@ template <class T> struct RowGroup {
 template <class T, int Rows, bool New, bool Old, bool Keep> inline void run_rows(const Run<T>& run, const RowGroup<T>& rows) {
   constexpr int64_t L = kLanes<T>;
   constexpr int K = Rows < kInterleaved ? Rows : kInterleaved;
-  const int64_t whole = run.columns / L * L;
+  const int64_t whole = run.columns / L * L, stride = run.stride;
   const Vec<T> slope = splat(run.slope);
   Vec<T> total[Rows];
   if constexpr (New)
@@ -72,18 +69,19 @@ template <class T, int Rows, bool New, bool Old, bool Keep> inline void run_rows
       high = load(run.high + j);
       weight = load(run.weight + j);
     }
+    T* p = rows.p + j * kTileRows;
     for (int first = 0; first < Rows; first += K) {
+      const T* from = run.cost + first * stride + j;
       Vec<T> y[K];
       if constexpr (New) {
-        for (int r = 0; r < K; ++r) y[r] = entries(run.cost + (first + r) * run.stride + j) * slope + high;
+        for (int r = 0; r < K; ++r) y[r] = entries(from + r * stride) * slope + high;
         for (int r = 0; r < K; ++r) y[r] -= rows.reference[first + r];
         exp2_any<T, K>(y);
       }
       for (int r = 0; r < K; ++r) {
-        T* p = rows.p + (first + r) * rows.stride + j;
-        if constexpr (Old) sum += load(p) * rows.scale[first + r];
+        if constexpr (Old) sum += load(p + (first + r) * L) * rows.scale[first + r];
         if constexpr (New) {
-          if constexpr (Keep) store(p, y[r]);
+          if constexpr (Keep) store(p + (first + r) * L, y[r]);
           total[first + r] += y[r] * weight;
         }
       }
@@ -102,7 +100,7 @@ template <class T, int Rows, bool New, bool Old, bool Keep> inline void run_rows
 template <class T, bool New, bool Old, bool Keep> void run_group(Run<T> run, RowGroup<T> rows, int64_t count) {
   const auto advance = [&](int64_t by) {
     run.cost += by * run.stride;
-    rows.p += by * rows.stride;
+    rows.p += by * kLanes<T>;
     rows.reference += by;
     rows.scale += by;
     rows.total += by;
@@ -174,7 +172,7 @@ template <class T, bool Columns> class Slab {
     refer(first, rows, reference, hinted);
     const bool skipping = fresh().skipped_columns > 0;
     for (int64_t r = 0; r < rows; ++r) sum_[r] = 0;
-    reference_ = reference;
+    for (int64_t r = 0; r < rows; ++r) reference_[r] = splat(reference[r]);
     if (Columns && pending_) pass<true, true>(first, rows, fresh(), old());
     else pass<true, false>(first, rows, fresh(), old());
     if (skipping && !skipping_held(rows, reference, hinted)) {
@@ -202,7 +200,7 @@ template <class T, bool Columns> class Slab {
         unit_ = top_mass;
       }
       for (int64_t r = 0; r < rows; ++r)
-        scale_[r] = T(exp2_of(exponent[r] + double(reference[r]) * (kLog2E / units_.sigma) - unit_));
+        scale_[r] = splat(T(exp2_of(exponent[r] + double(reference[r]) * (kLog2E / units_.sigma) - unit_)));
       // log2(2^x) = x kLog2E / sigma differs from x by 2^-24 of it at most, which `raised` covers.
       if (fresh().skipped_columns > 0) fresh().add_missed(top_scale + 3, missed_);
       pending_ = rows;
@@ -248,6 +246,7 @@ template <class T, bool Columns> class Slab {
   void redo(int64_t first, int64_t r, T* reference) {
     const T* row = cost_ + (first + r) * job_.row_stride;
     reference[r] = row_peak(row, high_, job_.m, units_.inverse);
+    reference_[r] = splat(reference[r]);
     sum_[r] = 0;
     for (int64_t begin = 0; begin < job_.m; begin += kBlock<T>) {
       const int64_t columns = job_.m - begin < kBlock<T> ? job_.m - begin : kBlock<T>;
@@ -261,7 +260,7 @@ template <class T, bool Columns> class Slab {
     const Run<T> run{cost_ + first * job_.row_stride + begin, job_.row_stride, high_ + begin, weight_ + begin,
                      accum_ + begin, columns, T(-units_.inverse)};
     run_group<T, New, Old, Columns>(
-        run, {tile_.p + place * tile_.stride + begin, tile_.stride, reference_ + place, scale_ + place, total}, rows);
+        run, {tile_.p + begin * kTileRows + place * kLanes<T>, reference_ + place, scale_ + place, total}, rows);
     if constexpr (New)
       for (int64_t r = 0; r < rows; ++r) sum_[place + r] += double(sum_of<T>(total[r]));
   }
@@ -315,8 +314,8 @@ template <class T, bool Columns> class Slab {
   T *accum_ = nullptr, *missed_ = nullptr;
   double unit_ = kFirstUnit;  // the column sums are in units of 2^unit e^shift: raised when a term would overflow
   double sum_[kTileRows];
-  T scale_[kTileRows];  // of the pending tile's rows
-  const T* reference_ = nullptr;
+  Vec<T> reference_[kTileRows];  // of this tile's rows
+  Vec<T> scale_[kTileRows];      // of the pending tile's rows
   int64_t pending_ = 0;  // rows whose exponentials are not yet in the column sums
   int current_ = 0;
 };
