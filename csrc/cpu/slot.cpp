@@ -161,7 +161,7 @@ void Slot::sweep(bool everyone) {
 
   vectors_.potential(eps_ * damping_rows_, residual(rows_), row_lse_, f_, rows_length_);
   vectors_.target(live_mass_, g_, cols_.rate, wanted_, cols_length_);
-  vectors_.log(sum_, log_sum_, cols_length_);
+  kernels_.log(sum_, log_sum_, cols_length_);
   const Columns columns{sum_, log_sum_, log_v_, residual(cols_), g_, wanted_, shift_, scale_, eps_ * damping_cols_,
                         col_lse_, answer_};
   columns_ = vectors_.columns(columns, cols_length_);
@@ -269,9 +269,9 @@ void Slot::masked_col_lse(const double* log_u, double* lse) {
     masked_.log_u = log_u_;
     masked_.mask = mask_.get();
     masked_.row_hint = masked_.col_hint = nullptr;
-    masked_scratch_ = allocate(lay_out(masked_, Operation::kColLse, task_.is_double, threads_, nullptr));
-    lay_out(masked_, Operation::kColLse, task_.is_double, threads_, masked_scratch_.get());
-    masked_phases_ = phases_of(masked_, Operation::kColLse, task_.is_double);
+    masked_scratch_ = allocate(lay_out(masked_, Operation::kColLseMasked, task_.is_double, threads_, nullptr));
+    lay_out(masked_, Operation::kColLseMasked, task_.is_double, threads_, masked_scratch_.get());
+    masked_phases_ = phases_of(masked_, Operation::kColLseMasked, task_.is_double);
   }
   masked_.cost = job_.cost;
   masked_.log_u = log_u;

@@ -182,35 +182,8 @@ void push(const double* point, const double* image, double* last_image, double* 
   }
 }
 
-// Natural logarithm: x = 2^e s with s in [sqrt(1/2), sqrt(2)), log s = 2 artanh((s - 1) / (s + 1)) by its series, whose
-// first left-out term is below 2^-60.  0 gives -inf (denormals count as 0), inf inf, and NaN or negative numbers NaN.
-void log_array(const double* in, double* out, int64_t length) {
-  typedef int64_t Bits __attribute__((vector_size(UOT_VECTOR_BYTES)));
-  for (int64_t j = 0; j < length; j += kLane) {
-    const V x = load(in + j);
-    const Bits raised = (Bits)x - 0x3fe6a09e667f3bcd;  // the bits of sqrt(1/2): the exponent steps there
-    const V exponent = __builtin_convertvector(raised >> 52, V);
-    const V s = (V)((raised & 0x000fffffffffffff) + 0x3fe6a09e667f3bcd);
-    const V z = (s - 1.0) / (s + 1.0), w = z * z;
-    V p = splat(1.0 / 19);
-    p = p * w + 1.0 / 17;
-    p = p * w + 1.0 / 15;
-    p = p * w + 1.0 / 13;
-    p = p * w + 1.0 / 11;
-    p = p * w + 1.0 / 9;
-    p = p * w + 1.0 / 7;
-    p = p * w + 1.0 / 5;
-    p = p * w + 1.0 / 3;
-    const V series = z * 2.0 + z * 2.0 * w * p;
-    V value = exponent * 0.693147180369123816490 + (series + exponent * 1.90821492927058770002e-10);
-    value = x < 2.2250738585072014e-308 ? splat(-kInfinity) : value;
-    value = x == INFINITY ? x : value;
-    store(out + j, x >= 0 ? value : splat(kNaN));
-  }
-}
-
 constexpr Vectors kVectors = {affine, offset, potential, target, log_total, columns, marginal, max_abs, has_minus_inf, gram,
-                              combine, push, log_array};
+                              combine, push};
 
 }  // namespace
 

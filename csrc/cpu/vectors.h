@@ -48,7 +48,6 @@ struct Vectors {
   // The difference of a point's image and residual from the last ones, which are then replaced.
   void (*push)(const double* point, const double* image, double* last_image, double* last_residual, double* image_step,
                double* residual_step, int64_t length);
-  void (*log)(const double* in, double* out, int64_t length);
 };
 
 namespace baseline { const Vectors& vectors(); }
