@@ -51,20 +51,19 @@ void Anderson::extrapolate(const double* point, const double* image, const doubl
 
 void Anderson::solve(std::vector<double>& gram, std::vector<double>& right) const {
   const int64_t count = valid_;
-  const auto at = [&](int64_t k, int64_t l) -> double& { return gram[size_t(k * count + l)]; };
+  double* const x = right.data();
   // Columns of length 1, and those of no length out of the way.
-  double length[kMaxHistory];
-  for (int64_t k = 0; k < count; ++k) length[k] = at(k, k) > 0 ? std::sqrt(at(k, k)) : 0.0;
+  double scale[kMaxHistory], inverse[kMaxHistory];  // 1 / length; 1 / pivot
   for (int64_t k = 0; k < count; ++k) {
-    for (int64_t l = 0; l < count; ++l)
-      at(k, l) = length[k] > 0 && length[l] > 0 ? at(k, l) / (length[k] * length[l]) : 0.0;
-    at(k, k) = length[k] > 0 ? at(k, k) + kRidge : 1.0;
-    right[size_t(k)] = length[k] > 0 ? right[size_t(k)] / length[k] : 0.0;
+    const double square = gram[size_t(k * count + k)];
+    scale[k] = square > 0 ? 1 / std::sqrt(square) : 0.0;
   }
   // L D L' with a unit lower L, in place below the diagonal: the ridge keeps every pivot positive.
-  double* const x = right.data();
   for (int64_t k = 0; k < count; ++k) {
     double* const row = gram.data() + k * count;
+    for (int64_t l = 0; l < k; ++l) row[l] *= scale[k] * scale[l];
+    double pivot = scale[k] > 0 ? row[k] * scale[k] * scale[k] + kRidge : 1.0;
+    x[k] *= scale[k];
     for (int64_t l = 0; l < k; ++l) {
       const double* const other = gram.data() + l * count;
       double value = row[l];
@@ -72,16 +71,17 @@ void Anderson::solve(std::vector<double>& gram, std::vector<double>& right) cons
       row[l] = value;  // L_kl D_l until the row is done
     }
     for (int64_t l = 0; l < k; ++l) {
-      const double scaled = row[l] / gram[size_t(l * count + l)];
-      row[k] -= row[l] * scaled;
+      const double scaled = row[l] * inverse[l];
+      pivot -= row[l] * scaled;
       row[l] = scaled;
+      x[k] -= scaled * x[l];
     }
-    for (int64_t l = 0; l < k; ++l) x[k] -= row[l] * x[l];
+    inverse[k] = 1 / pivot;
   }
-  for (int64_t k = 0; k < count; ++k) x[k] /= gram[size_t(k * count + k)];
+  for (int64_t k = 0; k < count; ++k) x[k] *= inverse[k];
   for (int64_t k = count - 1; k > 0; --k)
     for (int64_t l = 0; l < k; ++l) x[l] -= gram[size_t(k * count + l)] * x[k];
-  for (int64_t k = 0; k < count; ++k) right[size_t(k)] = length[k] > 0 ? right[size_t(k)] / length[k] : 0.0;
+  for (int64_t k = 0; k < count; ++k) x[k] *= scale[k];
 }
 
 }  // namespace uot
