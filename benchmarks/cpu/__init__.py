@@ -1,0 +1,1 @@
+"""The CPU benchmark suite: ``pytest benchmarks/ --benchmark`` measures, without the flag every case runs once, tiny."""

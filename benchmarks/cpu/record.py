@@ -1,0 +1,143 @@
+"""Rows of the CSV: what was measured, on which machine, with which versions."""
+
+from __future__ import annotations
+
+import csv
+import os
+import platform
+import subprocess
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, fields
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+from uotlib._extension import extension
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "benchmarks" / "results" / "cpu.csv"
+PACKAGES = ("uotlib", "torch", "numpy", "POT", "geomloss", "ott-jax", "jax")
+
+
+@dataclass
+class Row:
+    """One figure.  Times are in seconds; only their ratios mean anything elsewhere.
+
+    Attributes:
+        case: "iteration", "arrival" (time to a violation), "curve" (a point on the way there), "batch", "memory" or
+            "overhead".
+        n, batch: Points a side, and problems solved at once.
+        eps, tau, target: The problem, and the violation asked for.
+        order: Of the points.
+        method, setting, convention: What solved it; "kl" or "entropy".
+        seconds, low, high: Median and quartiles; for a method that did not arrive, of its longest run.
+        of_floor: Over the time of ``C.sum()`` in the same run; for "memory", bytes over the bytes of C; for
+            "overhead", a whole solve over its sweeps alone.
+        of_ours: Over the library's time on the same problem, in the same run.
+        iterations: Iterations, or passes over the cost.
+        violation: Of the answer, judged in float64.
+        claimed: The violation that the library itself returned.
+        plan_error: L1 distance to the true plan over its mass, in float64.
+        status: "reached", "slow", "wrong", "zero plan", "not finite", "missing"; "" where nothing was to be reached.
+        note: How it was timed, where that is not plain.
+    """
+
+    case: str
+    n: int
+    method: str
+    batch: int = 1
+    eps: float | None = None
+    tau: float | None = None
+    target: float | None = None
+    order: str = "clustered"
+    setting: str = ""
+    convention: str = "kl"
+    seconds: float | None = None
+    low: float | None = None
+    high: float | None = None
+    of_floor: float | None = None
+    of_ours: float | None = None
+    iterations: int | None = None
+    violation: float | None = None
+    claimed: float | None = None
+    plan_error: float | None = None
+    status: str = ""
+    note: str = ""
+
+
+@dataclass
+class Recorder:
+    rows: list[Row] = field(default_factory=list)
+
+    def add(self, row: Row) -> Row:
+        self.rows.append(row)
+        return row
+
+
+def machine() -> dict[str, str]:
+    """Where this runs: columns that every row of the CSV has.  No host name, no path."""
+    versions = ", ".join(f"{package} {_version(package)}" for package in PACKAGES)
+    return {"cpu": _cpu(), "cores": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity")
+                                        else os.cpu_count()), "threads": str(torch.get_num_threads()),
+            "simd": extension.simd_level() if extension is not None else "no extension",
+            "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
+            "versions": versions, "commit": _commit(), "date": datetime.now(UTC).date().isoformat()}
+
+
+def write(rows: Iterable[Row], path: Path, where: dict[str, str]) -> None:
+    """The rows as CSV, each with the machine's columns."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, [column.name for column in fields(Row)] + list(where), lineterminator="\n")
+        writer.writeheader()
+        for row in rows:
+            cells = {name: f"{value:.6g}" if isinstance(value, float) else value for name, value in asdict(row).items()}
+            writer.writerow(cells | where)
+
+
+def read(path: Path) -> tuple[list[Row], dict[str, str]]:
+    """What `write` wrote."""
+    kinds = {column.name: str(column.type) for column in fields(Row)}
+    with path.open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    if not lines:
+        raise ValueError(f"no rows in {path.name}")
+    rows = [Row(**{name: _parse(line[name], kind) for name, kind in kinds.items()}) for line in lines]
+    return rows, {name: text for name, text in lines[0].items() if name not in kinds}
+
+
+def _parse(text: str, kind: str) -> object:
+    if "None" in kind and text == "":
+        return None
+    return int(text) if kind.startswith("int") else float(text) if kind.startswith("float") else text
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _cpu() -> str:
+    """Model of the processor."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _commit() -> str:
+    """Short hash, with a + where a tracked file was changed."""
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"

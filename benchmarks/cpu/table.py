@@ -1,0 +1,116 @@
+"""The README's table, from the CSV of a run.
+
+    python -m benchmarks.cpu.table [--csv benchmarks/results/cpu.csv] [--check]
+
+Writes between two comments of README.md; ``--check`` writes nothing and says whether the table is current.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from .case import TARGETS, Target
+from .methods.ours import NAME
+from .record import RESULTS, ROOT, Row, read
+from .targets import best, peers_of
+
+BEGIN = "<!-- benchmarks: begin (python -m benchmarks.cpu.table) -->"
+END = "<!-- benchmarks: end -->"
+README = ROOT / "README.md"
+
+
+def table(rows: Sequence[Row], where: dict[str, str]) -> str:
+    """Markdown: methods down, an iteration and the times to each violation across, as multiples of the library's."""
+    n = max(row.n for row in rows if row.case == "arrival")
+    rows = [row for row in rows if row.n == n and row.batch == 1 and row.order == "clustered"]
+    targets = [target for target in TARGETS if peers_of(rows, target, n)]
+    heads = ["n = m = " + str(n), "one iteration",
+             *(f"ε {target.reg:g}, τ {target.reg_m:g}, to {target.violation:g}" for target in targets)]
+    lines = [heads, ["---"] * len(heads), [f"**{NAME}**", _our_iteration(rows), *(_ours(rows, each) for each in targets)]]
+    names = dict.fromkeys(row.method for row in rows if row.case == "arrival" and row.method != NAME
+                          and row.status != "missing")
+    for name in names:
+        lines.append([name, _iteration(rows, name), *(_cell(rows, name, target, n) for target in targets)])
+    body = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return f"{body}\n\n{_machine(where)}\n"
+
+
+def _machine(where: dict[str, str]) -> str:
+    return (f"Multiples of {NAME}'s time in the same run: {where['cores']} cores of {where['cpu']}, {where['simd']}, "
+            f"float32, {where['date']}, commit {where['commit']}.")
+
+
+def _our_iteration(rows: Sequence[Row]) -> str:
+    row = next((row for row in rows if row.case == "iteration" and row.method == NAME and row.setting == "textbook"
+                and row.eps == 0.05), None)
+    return "1" if row is None else f"1 ({row.of_floor:.1f} × `C.sum()`)"
+
+
+def _ours(rows: Sequence[Row], target: Target) -> str:
+    row = next((row for row in rows if row.case == "arrival" and row.method == NAME and row.convention == "kl"
+                and (row.eps, row.tau, row.target) == (target.reg, target.reg_m, target.violation)), None)
+    if row is None:
+        return ""
+    return f"1 ({row.iterations} passes)" if row.status == "reached" else f"not reached: {row.violation:.0e}"
+
+
+def _iteration(rows: Sequence[Row], name: str) -> str:
+    ratios = [row.of_ours for row in rows if row.case == "iteration" and row.method == name and row.of_ours]
+    return _ratio(min(ratios)) if ratios else ""
+
+
+def _cell(rows: Sequence[Row], name: str, target: Target, n: int) -> str:
+    """The best setting of a method: what it took, what it did not reach, or how its plan is wrong."""
+    mine = [row for row in peers_of(rows, target, n) if row.method == name]
+    if not mine:
+        return ""
+    arrived = best([row for row in mine if row.status == "reached"]) or min(
+        (row for row in mine if row.status == "slow"), key=lambda row: row.violation or 0.0, default=None)
+    if arrived is None:
+        row = min(mine, key=lambda row: row.plan_error or 0.0)
+        return "zero plan" if row.status == "zero plan" else f"wrong: plan error {row.plan_error:.2g}"
+    ratio = _ratio(arrived.of_ours or 0.0)
+    return ratio if arrived.status == "reached" else f"> {ratio} (is at {_short(arrived.violation or 0.0)})"
+
+
+def _ratio(value: float) -> str:
+    return f"{value:.1f}" if value < 9.95 else f"{value:.0f}"
+
+
+def _short(value: float) -> str:
+    return f"{value:.1g}" if value >= 1e-3 else f"{value:.0e}"
+
+
+def replace(text: str, content: str) -> str:
+    """The text with what is between the markers replaced."""
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
+        raise ValueError("README.md must have the two markers of the table once each, in order")
+    before, rest = text.split(BEGIN)
+    return f"{before}{BEGIN}\n{content}{END}{rest.split(END)[1]}"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--csv", type=Path, default=RESULTS)
+    parser.add_argument("--readme", type=Path, default=README)
+    parser.add_argument("--check", action="store_true", help="only say whether the table is what the CSV gives")
+    chosen = parser.parse_args(arguments)
+    text = chosen.readme.read_text()
+    wanted = replace(text, table(*read(chosen.csv)))
+    if text == wanted:
+        print(f"{chosen.readme.name}: the table is current")
+        return 0
+    if chosen.check:
+        print(f"{chosen.readme.name}: the table is not what {chosen.csv.name} gives: python -m benchmarks.cpu.table",
+              file=sys.stderr)
+        return 1
+    chosen.readme.write_text(wanted)
+    print(f"{chosen.readme.name}: table written")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

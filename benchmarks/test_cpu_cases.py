@@ -1,0 +1,86 @@
+"""Every case of the CPU benchmarks: measured with ``--benchmark``, else run once at a tiny size.
+
+What a case asserts holds in both: a figure that belongs to a wrong answer of the library is no figure.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks.cpu.arrival import Arrival
+from benchmarks.cpu.batches import batch_arrival, batch_iteration
+from benchmarks.cpu.bench import Bench
+from benchmarks.cpu.case import ITERATION_REGS, TARGETS
+from benchmarks.cpu.iteration import iteration
+from benchmarks.cpu.memory import memory
+from benchmarks.cpu.methods.ours import NAME
+from benchmarks.cpu.overhead import overhead
+from benchmarks.cpu.record import Row
+from benchmarks.cpu.report import times
+from benchmarks.problems import ORDERS
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    from benchmarks.conftest import RUN
+
+    run = metafunc.config.stash[RUN]
+    if "n" in metafunc.fixturenames:
+        metafunc.parametrize("n", run.sizes)
+    if "batch" in metafunc.fixturenames:
+        metafunc.parametrize("batch", run.batches, ids=lambda batch: f"{batch[0]}x{batch[1]}")
+
+
+def say(run: Bench, rows: list[Row]) -> None:
+    for row in rows:
+        floor = f"{row.of_floor:8.1f} x C.sum()" if row.of_floor is not None else ""
+        run.say(f"    {row.method + ' (' + row.setting + ')':60s} {floor}  {times(row):>10s}  {row.status}")
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("regs", ITERATION_REGS, ids=lambda regs: f"eps{regs[0]:g}")
+def test_cpu_iteration(run: Bench, n, regs, order):
+    """One iteration: the library in every order, its peers (which do not mind the order) in one."""
+    peers = run.peers() if order == "clustered" and regs == ITERATION_REGS[0] else ()
+    rows = iteration(run, n, order, *regs, peers=peers)
+    say(run, rows)
+    assert all(row.seconds is not None or row.status == "missing" for row in rows)
+    assert rows[0].method == "C.sum()"
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("target", TARGETS, ids=lambda target: f"eps{target.reg:g}")
+def test_cpu_time_to_violation(run: Bench, n, target, order):
+    """The library in every order and, where a peer needs it, both conventions; its peers in one order."""
+    peers = run.peers(compiled=False) if order == "clustered" else ()
+    case = Arrival(run, n, order, target, curves=order == "clustered" and n == max(run.sizes))
+    ours = [case.ours(convention) for convention in sorted({"kl", *(peer.convention for peer in peers)}, reverse=True)]
+    say(run, ours)
+    for peer in peers:
+        say(run, [case.peer(peer)])
+    for row in ours:
+        assert row.status == "reached", f"{row.convention}: judged {row.violation:.2e}, asked {target.violation:g}"
+        assert row.plan_error < 1
+
+
+def test_cpu_batch_iteration(run: Bench, batch):
+    say(run, batch_iteration(run, *batch))
+
+
+def test_cpu_batch_time_to_violation(run: Bench, batch):
+    rows = batch_arrival(run, *batch)
+    say(run, rows)
+    assert rows[0].method == NAME
+    assert rows[0].status == "reached"
+
+
+def test_cpu_memory(run: Bench):
+    row = memory(run, max(run.sizes))
+    say(run, [row])
+    assert row.status == "reached"
+
+
+def test_cpu_loop_overhead(run: Bench):
+    row = overhead(run, min(run.sizes))
+    say(run, [row])
+    assert row.iterations is not None
+    assert row.iterations > 0
