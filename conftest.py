@@ -22,4 +22,4 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Refuse to measure beside other workers of the same run."""
     if config.getoption("--benchmark") and (hasattr(config, "workerinput") or config.getoption("numprocesses", None)):
-        raise pytest.UsageError("--benchmark measures and needs the machine for itself: run it without -n, or with -n 0")
+        raise pytest.UsageError("--benchmark measures and needs the machine to itself: run without -n, or with -n 0")

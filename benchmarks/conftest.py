@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from benchmarks.cpu import figure, record, report
+from benchmarks.cpu import figure, machine, record, report
 from benchmarks.cpu.bench import BUDGET, SIZES, Bench
 
 RUN = pytest.StashKey[Bench]()
@@ -30,8 +30,11 @@ def _bench(config: pytest.Config) -> Bench:
     budget = config.getoption("--benchmark-budget")
     if budget is not None and not budget > 0:
         raise pytest.UsageError(f"--benchmark-budget must be positive, got {budget:g}")
-    reporter = config.pluginmanager.get_plugin("terminalreporter")
-    say = reporter.write_line if reporter is not None else print
+
+    def say(line: str) -> None:
+        reporter = config.pluginmanager.get_plugin("terminalreporter")  # registered after this conftest.py
+        (reporter.write_line if reporter is not None else print)(line)
+
     return Bench(True, chosen, BUDGET if budget is None else budget, config.getoption("--benchmark-out"), say)
 
 
@@ -46,7 +49,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="session")
 def run(pytestconfig: pytest.Config) -> Bench:
-    return pytestconfig.stash[RUN]
+    """The settings; before the first case, a look at what else the machine does."""
+    run = pytestconfig.stash[RUN]
+    if run.measuring:
+        run.busy = machine.others_busy()
+        if run.busy is not None and run.busy > machine.BUSY:
+            run.say(f"    other processes keep {run.busy:.1f} cores busy: these figures will show it")
+    return run
 
 
 @pytest.fixture(autouse=True)
@@ -65,7 +74,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     if not run.measuring or not rows:
         return
     torch.set_num_threads(run.threads)
-    where = record.machine()
+    busy = [part for part in (run.busy, machine.others_busy()) if part is not None]
+    where = machine.machine(max(busy, default=None))
     terminalreporter.section("benchmarks")
     for line in report.tables(rows):
         terminalreporter.write_line(line)
@@ -73,6 +83,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     terminalreporter.write_line(", ".join(f"{name}: {text}" for name, text in where.items()))
     record.write(rows, run.csv, where)
     terminalreporter.write_line(f"wrote {run.csv.name}, {len(rows)} rows")
+    if busy and max(busy) > machine.BUSY:
+        terminalreporter.write_line(f"WARNING: other processes kept {max(busy):.1f} cores busy before or after; threads "
+                                    "that wait for each other in each iteration suffer most", yellow=True)
     try:
         figure.draw(rows, run.png)
         terminalreporter.write_line(f"wrote {run.png.name}")

@@ -47,7 +47,8 @@ def clustered(n: int, m: int | None = None, *, seed: int = 0, d: int = 64, clust
 
 
 def raster(n: int, m: int | None = None, *, seed: int = 0, d: int = 48, code: int = 16, length: float = 0.08,
-           shift: float = 0.04, noise: float = 0.1, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]:
+           shift: float = 0.04, noise: float = 0.1,
+           dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]:
     """Cosine costs between two views of a smooth random field, read row by row, so that neighbours are alike.
 
     A position of the unit square has d random Fourier features of correlation length ``length`` and a position code of

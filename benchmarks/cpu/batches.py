@@ -37,8 +37,9 @@ def batch_arrival(bench: Bench, count: int, n: int, target: Target = BATCH_TARGE
     times = alternate({"ours": partial(solve, drawn, target.violation), "floor": drawn.cost.sum}, bench.repeats)
     ours, floor = times["ours"], times["floor"].median
     rows = [Row("batch", n, NAME, setting="auto, one call", seconds=ours.median, low=ours.quartiles[0],
-                high=ours.quartiles[1], of_floor=ours.median / floor, of_ours=1.0, iterations=int(solution.n_iter.max()),
-                violation=verdict.violation, claimed=float(solution.violation.max()),
+                high=ours.quartiles[1], of_floor=ours.median / floor, of_ours=1.0,
+                iterations=int(solution.n_iter.max()), violation=verdict.violation,
+                claimed=float(solution.violation.max()),
                 status="reached" if verdict.violation <= target.violation else "slow")]
     for method in (*PLAIN, *TRANSLATION_INVARIANT):
         rows.append(_guarded(method, partial(_loop, bench, drawn, target), n))

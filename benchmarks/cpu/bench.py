@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from .case import BATCHES
+from .machine import ROOT, cores
 from .methods import COMPILED, PEERS, Method
-from .record import ROOT, Recorder
+from .record import Recorder
 
 SIZES = (256, 1024, 4096)
 BUDGET = 20.0
@@ -25,6 +25,7 @@ class Bench:
         budget: Seconds that a peer's search may take at 4096 points a side; smaller problems get less.
         out: Directory of the results; None is where the repository keeps them.
         say: Prints a line of progress.
+        busy: Cores that others kept busy when measuring began.
     """
 
     measuring: bool = False
@@ -32,6 +33,7 @@ class Bench:
     budget: float = BUDGET
     out: Path | None = None
     say: Callable[[str], None] = print
+    busy: float | None = None
     recorder: Recorder = field(default_factory=Recorder)
 
     @classmethod
@@ -53,9 +55,7 @@ class Bench:
     @property
     def threads(self) -> int:
         """All cores that this process may use, whoever set torch's threads before."""
-        if not self.measuring:
-            return 1
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return cores() if self.measuring else 1
 
     def budget_at(self, n: int) -> float:
         return self.budget * min(1.0, max(0.15, n / 4096)) if self.measuring else self.budget

@@ -10,8 +10,9 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
+from .machine import ROOT
 from .methods.ours import NAME
-from .record import RESULTS, ROOT, Row, read
+from .record import RESULTS, Row, read
 
 PICTURE = ROOT / "docs" / "images" / "benchmark.png"
 #: Violations that the axis shows: a plan that is wrong by more is drawn at the edge.
@@ -65,7 +66,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     pyplot.close(figure)
 
 
-def _line(axis, points, unit, colour, label):  # noqa: ANN001, ANN202 (matplotlib is optional)
+def _line(axis, points, unit, colour, label):
     x = [(row.seconds or 0.0) / unit for row in points]
     y = [min(max(row.violation if row.violation == row.violation else MOST, LEAST), MOST) for row in points]
     ours = label.startswith(NAME)

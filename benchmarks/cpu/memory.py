@@ -20,7 +20,8 @@ from uotlib import unbalanced_sinkhorn
 
 from .bench import Bench
 from .case import TARGETS, Target
-from .record import ROOT, Row
+from .machine import ROOT
+from .record import Row
 
 
 def memory(bench: Bench, n: int, target: Target = TARGETS[2]) -> Row:

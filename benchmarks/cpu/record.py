@@ -1,24 +1,15 @@
-"""Rows of the CSV: what was measured, on which machine, with which versions."""
+"""Rows of the CSV: what was measured, by which method, and how it ended."""
 
 from __future__ import annotations
 
 import csv
-import os
-import platform
-import subprocess
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
-from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 
-import torch
+from .machine import ROOT
 
-from uotlib._extension import extension
-
-ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "cpu.csv"
-PACKAGES = ("uotlib", "torch", "numpy", "POT", "geomloss", "ott-jax", "jax")
 
 
 @dataclass
@@ -76,16 +67,6 @@ class Recorder:
         return row
 
 
-def machine() -> dict[str, str]:
-    """Where this runs: columns that every row of the CSV has.  No host name, no path."""
-    versions = ", ".join(f"{package} {_version(package)}" for package in PACKAGES)
-    return {"cpu": _cpu(), "cores": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity")
-                                        else os.cpu_count()), "threads": str(torch.get_num_threads()),
-            "simd": extension.simd_level() if extension is not None else "no extension",
-            "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
-            "versions": versions, "commit": _commit(), "date": datetime.now(UTC).date().isoformat()}
-
-
 def write(rows: Iterable[Row], path: Path, where: dict[str, str]) -> None:
     """The rows as CSV, each with the machine's columns."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -112,32 +93,3 @@ def _parse(text: str, kind: str) -> object:
     if "None" in kind and text == "":
         return None
     return int(text) if kind.startswith("int") else float(text) if kind.startswith("float") else text
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "not installed"
-
-
-def _cpu() -> str:
-    """Model of the processor."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
-
-
-def _commit() -> str:
-    """Short hash, with a + where a tracked file was changed."""
-    def git(*words: str) -> str:
-        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"

@@ -27,7 +27,8 @@ class Trace:
     """What a search found.
 
     Attributes:
-        status: "reached"; "slow" if time ran out first; "wrong" if it stands still elsewhere; "zero plan"; "not finite".
+        status: "reached"; "slow" if time ran out first; "wrong" if it stands still elsewhere; "zero plan" or
+            "not finite", which are wrong too.
         iterations: The fewest that were within the target, or the last tried.
         seconds, verdict, answer: Of those iterations.
         points: (iterations, seconds, violation) of every run, by iterations.
@@ -51,8 +52,8 @@ def search(runner: Runner, problem: Problem, violation: float, budget: float, st
            refinements: int = 3) -> Trace:
     """Double the iterations until the judge is content, then halve the gap in log iterations.
 
-    Every run begins anew, so that its time is that of a whole call.  A peer's own convergence test is not used: it stops
-    at the iterations found here and not one later.
+    Every run begins anew, so that its time is that of a whole call.  A peer's own convergence test is not used: it
+    stops at the iterations found here and not one later.
 
     Args:
         budget: Seconds of runs after which the search ends; judging is not counted.

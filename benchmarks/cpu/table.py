@@ -13,8 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .case import TARGETS, Target
+from .machine import ROOT
 from .methods.ours import NAME
-from .record import RESULTS, ROOT, Row, read
+from .record import RESULTS, Row, read
 from .targets import best, peers_of
 
 BEGIN = "<!-- benchmarks: begin (python -m benchmarks.cpu.table) -->"
@@ -29,7 +30,8 @@ def table(rows: Sequence[Row], where: dict[str, str]) -> str:
     targets = [target for target in TARGETS if peers_of(rows, target, n)]
     heads = ["n = m = " + str(n), "one iteration",
              *(f"ε {target.reg:g}, τ {target.reg_m:g}, to {target.violation:g}" for target in targets)]
-    lines = [heads, ["---"] * len(heads), [f"**{NAME}**", _our_iteration(rows), *(_ours(rows, each) for each in targets)]]
+    ours = [f"**{NAME}**", _our_iteration(rows), *(_ours(rows, target) for target in targets)]
+    lines = [heads, ["---"] * len(heads), ours]
     names = dict.fromkeys(row.method for row in rows if row.case == "arrival" and row.method != NAME
                           and row.status != "missing")
     for name in names:
