@@ -84,8 +84,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     record.write(rows, run.csv, where)
     terminalreporter.write_line(f"wrote {run.csv.name}, {len(rows)} rows")
     if busy and max(busy) > machine.BUSY:
-        terminalreporter.write_line(f"WARNING: other processes kept {max(busy):.1f} cores busy before or after; threads "
-                                    "that wait for each other in each iteration suffer most", yellow=True)
+        terminalreporter.write_line(f"WARNING: other processes kept {max(busy):.1f} cores busy before or after; "
+                                    "threads that wait for each other in each iteration suffer most", yellow=True)
     try:
         figure.draw(rows, run.png)
         terminalreporter.write_line(f"wrote {run.png.name}")
