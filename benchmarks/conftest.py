@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 
 import pytest
@@ -32,8 +33,11 @@ def _bench(config: pytest.Config) -> Bench:
         raise pytest.UsageError(f"--benchmark-budget must be positive, got {budget:g}")
 
     def say(line: str) -> None:
-        reporter = config.pluginmanager.get_plugin("terminalreporter")  # registered after this conftest.py
-        (reporter.write_line if reporter is not None else print)(line)
+        """Now, not with the captured output of a test that fails."""
+        plugins = config.pluginmanager
+        capture, reporter = plugins.get_plugin("capturemanager"), plugins.get_plugin("terminalreporter")
+        with capture.global_and_fixture_disabled() if capture is not None else contextlib.nullcontext():
+            (reporter.write_line if reporter is not None else print)(line)
 
     return Bench(True, chosen, BUDGET if budget is None else budget, config.getoption("--benchmark-out"), say)
 
