@@ -62,11 +62,9 @@ def test_cpu_time_to_violation(run: Bench, n, target, order):
         assert row.plan_error < 1
 
 
-def test_cpu_batch_iteration(run: Bench, batch):
+def test_cpu_batch(run: Bench, batch):
+    """An iteration, then the time to a violation."""
     say(run, batch_iteration(run, *batch))
-
-
-def test_cpu_batch_time_to_violation(run: Bench, batch):
     rows = batch_arrival(run, *batch)
     say(run, rows)
     assert rows[0].method == NAME

@@ -31,11 +31,11 @@ def synthetic() -> list[Row]:
         mine = Row("arrival", 4096, "uotlib", eps=target.reg, tau=target.reg_m, target=target.violation,
                    setting="auto", seconds=0.1, of_floor=100.0, of_ours=1.0, iterations=25, status="reached",
                    violation=target.violation / 2, plan_error=1e-3)
-        theirs = replace(mine, method="POT", setting="numpy", seconds=0.1 * ratio, of_ours=ratio, status=status,
+        theirs = replace(mine, method="POT", setting="numpy", seconds=ratio / 10, of_ours=ratio, status=status,
                          violation=target.violation / 2 if status == "reached" else 0.3, plan_error=1.0)
         rows += [mine, theirs]
         rows += [replace(row, case="curve", seconds=seconds, violation=violation)
-                 for row in (mine, theirs) for seconds, violation in ((0.01 * ratio, 0.5), (0.1 * ratio, 0.01))]
+                 for row in (mine, theirs) for seconds, violation in ((ratio / 100, 0.5), (ratio / 10, 0.01))]
     rows.append(Row("memory", 4096, "uotlib", eps=1e-3, tau=0.1, of_floor=0.04, status="reached"))
     return rows
 

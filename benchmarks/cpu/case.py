@@ -63,8 +63,9 @@ def problem(n: int, order: str, reg: float, reg_m: float, seed: int = 0) -> Prob
     return Problem(*_drawn(order, n, seed), reg=reg, reg_m=reg_m)
 
 
-def batch_problem(count: int, n: int, target: Target, seed: int = 0) -> Problem:
+@lru_cache(maxsize=1)
+def batch_problem(count: int, n: int, target: Target) -> Problem:
     """``count`` problems, each drawn with a seed of its own."""
-    drawn = [draw("clustered", n, seed=seed + item, dtype=torch.float32) for item in range(count)]
+    drawn = [draw("clustered", n, seed=item, dtype=torch.float32) for item in range(count)]
     cost, a, b = (torch.stack(parts) for parts in zip(*drawn, strict=True))
     return Problem(cost, a, b, target.reg, target.reg_m)

@@ -54,14 +54,15 @@ def per_iteration(runs: Mapping[str, Callable[[int], object]], floor: Callable[[
     more = {}
     for name, run in runs.items():
         run(few)
-        pilot = min((_slope(run, few, 4) for _ in range(3)), key=abs)
-        more[name] = int(min(1000, max(4, seconds / max(abs(pilot), 1e-6))))
+        each = min(timed(lambda run=run: run(few + 4))[0] for _ in range(3)) / (few + 4)  # with what a call does once
+        more[name] = int(min(1000, max(4, seconds / max(each, 1e-6))))
     times: dict[str, list[float]] = {name: [] for name in runs}
     floors = []
     for _ in range(repeats):
         for name, run in runs.items():
             time.sleep(PAUSE)
             floors.append(statistics.median(timed(floor)[0] for _ in range(5)))
+            time.sleep(PAUSE)
             times[name].append(_slope(run, few, more[name]))
     return {name: Sample(tuple(taken)) for name, taken in times.items()}, Sample(tuple(floors))
 

@@ -52,7 +52,8 @@ def tables(rows: Sequence[Row]) -> Iterator[str]:
                  "" if row.violation is None else f"{row.violation:.1e}", outcome(row)] for row in chosen]
         yield from ("  " + line for line in aligned([head, *body]))
     yield ""
-    yield "targets (as measured in this run)"
+    n = max((row.n for row in rows if row.batch == 1), default=0)
+    yield f"targets, as measured in this run at n = {n}" + " (they are meant at 4096)" * (n != 4096)
     body = [[item.subject, item.wanted, item.found, ANSWERS[item.reached]] for item in findings(rows)]
     yield from ("  " + line for line in aligned([["", "wanted", "found", ""], *body]))
 

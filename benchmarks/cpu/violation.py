@@ -36,31 +36,32 @@ def judge(problem: Problem, f: Tensor, g: Tensor) -> Verdict:
 
     It is zero at the solution and nowhere else, so that a method that stands still at another value is wrong.
     """
-    if problem.cost.ndim == 3:
-        verdicts = [judge(problem.item(index), f[index], g[index]) for index in range(len(problem.cost))]
-        return Verdict(max((verdict.violation for verdict in verdicts), key=_nan_is_worst),
-                       min(verdict.mass for verdict in verdicts))
     f, g, a, b = f.double(), g.double(), problem.a.double(), problem.b.double()
     rows, cols = [], torch.zeros_like(b)
-    for _, panel in panels(problem, f, g):
-        rows.append(panel.sum(1))
-        cols += panel.sum(0)
-    row = torch.cat(rows)
-    mass = float(row.sum())
-    off = (row - a * torch.exp(-f / problem.reg_m)).abs().sum() + (cols - b * torch.exp(-g / problem.reg_m)).abs().sum()
-    return Verdict(float(off) / mass if mass > 0 else math.inf, mass)
+    for index, panel in panels(problem, f, g):
+        rows.append(panel.sum(-1))
+        cols[index[:-1]] += panel.sum(-2)
+    row = torch.cat([part.flatten() for part in rows]).reshape(f.shape)
+    mass = row.sum(-1)
+    off = ((row - a * torch.exp(-f / problem.reg_m)).abs().sum(-1)
+           + (cols - b * torch.exp(-g / problem.reg_m)).abs().sum(-1))
+    relative = torch.where(mass > 0, off / mass, math.inf)
+    return Verdict(float(relative.max()), float(mass.min()))  # of the batch's worst, NaN if any is
 
 
-def panels(problem: Problem, f: Tensor, g: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Blocks of rows of the plan of (f, g), float64."""
+def panels(problem: Problem, f: Tensor, g: Tensor) -> Iterator[tuple[tuple[slice, ...], Tensor]]:
+    """Blocks of the plan of (f, g), float64, each with its place: rows of one problem, or whole items of a batch."""
     kl = problem.reg_type == "kl"
     log_a = problem.a.double().log() if kl else torch.zeros_like(f)
     log_b = problem.b.double().log() if kl else torch.zeros_like(g)
-    step = max(1, BLOCK // len(g))
+    one = problem.cost.ndim == 2
+    step = max(1, BLOCK // (problem.cost.shape[-1] if one else problem.cost[0].numel()))
     for begin in range(0, len(f), step):
-        rows = slice(begin, begin + step)
-        panel = problem.cost[rows].double().neg_().add_(f[rows, None]).add_(g).div_(problem.reg)
-        yield rows, panel.add_(log_a[rows, None]).add_(log_b).exp_()
+        part = slice(begin, begin + step)
+        mine = () if one else (part,)
+        panel = problem.cost[part].double().neg_().add_(f[part, ..., None]).add_(g[mine][..., None, :])
+        panel.div_(problem.reg).add_(log_a[part, ..., None]).add_(log_b[mine][..., None, :])
+        yield (*mine, part if one else slice(None)), panel.exp_()
 
 
 def truth(problem: Problem) -> tuple[Tensor, Tensor]:
@@ -86,7 +87,3 @@ def plan_error(problem: Problem, f: Tensor, g: Tensor, true: tuple[Tensor, Tenso
         mass += float(wanted.sum())
         off += float(panel.sub_(wanted).abs_().sum())
     return off / mass
-
-
-def _nan_is_worst(value: float) -> float:
-    return math.inf if math.isnan(value) else value
