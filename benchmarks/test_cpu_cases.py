@@ -16,7 +16,7 @@ from benchmarks.cpu.memory import memory
 from benchmarks.cpu.methods.ours import NAME
 from benchmarks.cpu.overhead import overhead
 from benchmarks.cpu.record import Row
-from benchmarks.cpu.report import times
+from benchmarks.cpu.report import label, times
 from benchmarks.problems import ORDERS
 
 
@@ -33,7 +33,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def say(run: Bench, rows: list[Row]) -> None:
     for row in rows:
         floor = f"{row.of_floor:8.1f} x C.sum()" if row.of_floor is not None else ""
-        run.say(f"    {row.method + ' (' + row.setting + ')':60s} {floor}  {times(row):>10s}  {row.status}")
+        run.say(f"    {label(row):60s} {floor}  {times(row):>10s}  {row.status}")
 
 
 @pytest.mark.parametrize("order", ORDERS)

@@ -81,11 +81,15 @@ class Arrival:
         return self.bench.recorder.add(row)
 
     def _beside(self, runner: Runner, drawn: Problem, trace: Trace, budget: float) -> dict[str, Sample]:
-        """The run that was found and the library's, in turns: as many rounds as the budget has time for."""
+        """The run that was found and the library's, in turns: as many rounds as the budget has time for.
+
+        A run that did not arrive is not run again: it gives a bound, or nothing.
+        """
+        calls = {"ours": partial(solve, drawn, self.target.violation), "floor": drawn.cost.sum}
+        if trace.status != "reached":
+            return alternate(calls, min(3, self.bench.repeats)) | {"peer": Sample((trace.seconds,))}
         rounds = max(1, min(self.bench.repeats, int(budget / (2 * trace.seconds + 1e-9))))
-        calls = {"ours": partial(solve, drawn, self.target.violation), "floor": drawn.cost.sum,
-                 "peer": partial(runner.run, trace.iterations)}
-        return alternate(calls, rounds)
+        return alternate(calls | {"peer": partial(runner.run, trace.iterations)}, rounds)
 
     def _plan_error(self, convention: str, f: Tensor, g: Tensor) -> float:
         return plan_error(self.in_convention(convention), f, g, self.truth(convention))

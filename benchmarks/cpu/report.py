@@ -19,6 +19,10 @@ def aligned(lines: Sequence[Sequence[str]]) -> list[str]:
             for line in lines]
 
 
+def label(row: Row) -> str:
+    return f"{row.method} ({row.setting})" if row.setting else row.method
+
+
 def outcome(row: Row) -> str:
     """How a row ended, in a few words."""
     if row.status in ("", "reached"):
@@ -46,8 +50,7 @@ def tables(rows: Sequence[Row]) -> Iterator[str]:
         yield ""
         yield title
         head = ["", "x C.sum()", f"{NAME} is faster", "iterations", "violation (float64)", ""]
-        body = [[f"{row.method} ({row.setting})" if row.setting else row.method,
-                 "" if row.of_floor is None else f"{row.of_floor:.2f}", times(row),
+        body = [[label(row), "" if row.of_floor is None else f"{row.of_floor:.2f}", times(row),
                  "" if row.iterations is None else str(row.iterations),
                  "" if row.violation is None else f"{row.violation:.1e}", outcome(row)] for row in chosen]
         yield from ("  " + line for line in aligned([head, *body]))
