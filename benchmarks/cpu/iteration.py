@@ -11,6 +11,9 @@ from .methods import Method, Missing
 from .methods.ours import NAME, iterations
 from .record import Row
 
+#: Name of the floor among the rows.
+FLOOR = "C.sum()"
+
 
 def iteration(bench: Bench, n: int, order: str, reg: float, reg_m: float, peers: tuple[Method, ...] = ()) -> list[Row]:
     """Rows of the library, of the peers and of the floor, from rounds in which all take turns."""
@@ -34,7 +37,7 @@ def time_iterations(bench: Bench, drawn: Problem, peers: tuple[Method, ...], lik
                                note=str(absent)))
     samples, floor = per_iteration(runs, drawn.cost.sum, bench.repeats, 0.15 if bench.measuring else 0.0)
     ours = samples[f"{NAME} (textbook)"]
-    rows = [_row(columns, "C.sum()", "", "kl", floor, floor, ours)]
+    rows = [_row(columns, FLOOR, "", "kl", floor, floor, ours)]
     for label, sample in samples.items():
         method = methods.get(label)
         name, setting, convention = (method.name, method.setting, method.convention) if method else (
@@ -46,6 +49,11 @@ def time_iterations(bench: Bench, drawn: Problem, peers: tuple[Method, ...], lik
 def _row(columns: dict[str, object], name: str, setting: str, convention: str, sample: Sample, floor: Sample,
          ours: Sample) -> Row:
     low, high = sample.quartiles
-    return Row(**columns, method=name, setting=setting, convention=convention,  # type: ignore[arg-type]
-               seconds=sample.median, low=low, high=high, of_floor=sample.median / floor.median,
-               of_ours=sample.median / ours.median, note="" if name == "C.sum()" else "slope of the time in iterations")
+    note = "" if name == FLOOR else "slope of the time in iterations"
+    row = Row(**columns, method=name, setting=setting, convention=convention,  # type: ignore[arg-type]
+              seconds=sample.median, low=low, high=high, note=note)
+    if low <= 0:
+        row.status, row.note = "unsteady", "the slope is lost in the noise of what a call does once"
+    else:
+        row.of_floor, row.of_ours = sample.median / floor.median, sample.median / ours.median
+    return row

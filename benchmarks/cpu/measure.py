@@ -48,14 +48,10 @@ def per_iteration(runs: Mapping[str, Callable[[int], object]], floor: Callable[[
     """Seconds an iteration of each run, (t(k + K) - t(k)) / K, and of the floor, in one set of rounds.
 
     The difference leaves out what a call does once: checking, kernels, plans.  k = 2, and K iterations take about
-    ``seconds``.
+    ``seconds``, or as long as what is left out where that is more, so that its noise does not drown them.
     """
     few = 2
-    more = {}
-    for name, run in runs.items():
-        run(few)
-        each = min(timed(lambda run=run: run(few + 4))[0] for _ in range(3)) / (few + 4)  # with what a call does once
-        more[name] = int(min(1000, max(4, seconds / max(each, 1e-6))))
+    more = {name: _enough(run, few, seconds) for name, run in runs.items()}
     times: dict[str, list[float]] = {name: [] for name in runs}
     floors = []
     for _ in range(repeats):
@@ -65,6 +61,14 @@ def per_iteration(runs: Mapping[str, Callable[[int], object]], floor: Callable[[
             time.sleep(PAUSE)
             times[name].append(_slope(run, few, more[name]))
     return {name: Sample(tuple(taken)) for name, taken in times.items()}, Sample(tuple(floors))
+
+
+def _enough(run: Callable[[int], object], few: int, seconds: float, most: int = 200) -> int:
+    """K, from the least times of a short and a longer run."""
+    run(few)
+    short, long = (min(timed(lambda count=count: run(count))[0] for _ in range(3)) for count in (few, few + 8))
+    each = max((long - short) / 8, long / (20 * (few + 8)), 1e-7)  # the second where noise hid the slope
+    return int(min(most, max(4, max(seconds, short) / each)))
 
 
 def _slope(run: Callable[[int], object], few: int, more: int) -> float:

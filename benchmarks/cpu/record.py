@@ -31,7 +31,8 @@ class Row:
         violation: Of the answer, judged in float64.
         claimed: The violation that the library itself returned.
         plan_error: L1 distance to the true plan over its mass, in float64.
-        status: "reached", "slow", "wrong", "zero plan", "not finite", "missing"; "" where nothing was to be reached.
+        status: "reached", "slow", "wrong", "zero plan", "not finite", "missing" or "unsteady" (lost in noise); "" where
+            nothing was to be reached.
         note: How it was timed, where that is not plain.
     """
 

@@ -27,7 +27,7 @@ def outcome(row: Row) -> str:
     """How a row ended, in a few words."""
     if row.status in ("", "reached"):
         return row.status
-    if row.status == "missing":
+    if row.status in ("missing", "unsteady"):
         return row.note
     where = f"at violation {row.violation:.1e}" if row.violation is not None else ""
     error = f", plan error {row.plan_error:.2g}" if row.plan_error is not None else ""
