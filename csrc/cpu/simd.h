@@ -105,7 +105,31 @@ inline Vec<double> times_exp2(Vec<double> p, Vec<double> k) {
   return (Vec<double>)_mm512_maskz_scalef_pd(__mmask8(-1), (__m512d)p, (__m512d)k);
 }
 
+// 2^(k / 32) by its low bits k, times a parabola of error 6.6e-8 over [0, 1/32): one operation in eight less than the
+// polynomial over [-1/2, 1/2].  All three parts round y down, so they agree about k.
+alignas(64) constexpr float kRoots[32] = {
+    0x1.000000p+0f, 0x1.059b0ep+0f, 0x1.0b5586p+0f, 0x1.11301ep+0f, 0x1.172b84p+0f, 0x1.1d4874p+0f, 0x1.2387a6p+0f,
+    0x1.29e9e0p+0f, 0x1.306fe0p+0f, 0x1.371a74p+0f, 0x1.3dea64p+0f, 0x1.44e086p+0f, 0x1.4bfdaep+0f, 0x1.5342b6p+0f,
+    0x1.5ab07ep+0f, 0x1.6247ecp+0f, 0x1.6a09e6p+0f, 0x1.71f75ep+0f, 0x1.7a1148p+0f, 0x1.82589ap+0f, 0x1.8ace54p+0f,
+    0x1.93737cp+0f, 0x1.9c4918p+0f, 0x1.a5503cp+0f, 0x1.ae89fap+0f, 0x1.b7f770p+0f, 0x1.c199bep+0f, 0x1.cb720ep+0f,
+    0x1.d5818ep+0f, 0x1.dfc974p+0f, 0x1.ea4afap+0f, 0x1.f50766p+0f};
+
+template <int K> inline void exp2_by_table(Vec<float> (&y)[K]) {
+  const __m512 low = _mm512_load_ps(kRoots), high = _mm512_load_ps(kRoots + 16);
+  __m512 f[K], root[K];
+  UOT_EACH root[v] = _mm512_maskz_add_round_ps(__mmask16(-1), (__m512)y[v], _mm512_set1_ps(393216.0f),  // 1.5 * 2^23 / 32
+                                         _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+  UOT_EACH f[v] = _mm512_maskz_reduce_ps(__mmask16(-1), (__m512)y[v], (5 << 4) | _MM_FROUND_TO_NEG_INF);
+  UOT_EACH root[v] = _mm512_permutex2var_ps(low, _mm512_castps_si512(root[v]), high);
+  UOT_EACH {
+    const Vec<float> slope = (Vec<float>)f[v] * 0x1.f0f3e6p-3f + 0x1.62e11ep-1f;
+    const Vec<float> part = (Vec<float>)root[v] * (Vec<float>)f[v];
+    y[v] = times_exp2(part * slope + (Vec<float>)root[v], y[v]);
+  }
+}
+
 template <class T, int K> inline void exp2_each(Vec<T> (&y)[K]) {
+  if constexpr (sizeof(T) == 4) return exp2_by_table<K>(y);
   Vec<T> f[K], p[K];
   UOT_EACH f[v] = fraction(y[v]);
   exp2_polynomial<T, K>(f, p);
