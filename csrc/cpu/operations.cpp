@@ -1,7 +1,6 @@
 #include "operations.h"
 
-#include "vectors.h"
-
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
@@ -80,8 +79,9 @@ int64_t lay_out(Job& job, Operation operation, bool is_double, int workers, void
   const bool by_row = operation == Operation::kRowLse || operation == Operation::kSweep;
   const bool running_peak = operation == Operation::kColLse || operation == Operation::kColLseMasked;
 
-  job.slabs = job.n / kSlabRows;
-  job.slabs = job.slabs < 1 ? 1 : job.slabs > kMaxSlabs ? kMaxSlabs : job.slabs;
+  // Where rows are long, few of them are work for all threads.
+  const int64_t least = job.m < kLongRow ? kSlabRows : std::clamp(job.n / 16, kSlabRows / 4, kSlabRows);
+  job.slabs = std::clamp(job.n / least, int64_t(1), kMaxSlabs);
   job.slab_rows = round_up((job.n + job.slabs - 1) / job.slabs, kTileRows);
   job.slabs = job.n > 0 ? (job.n + job.slab_rows - 1) / job.slab_rows : 1;
   job.width = round_up(job.m, line);
@@ -89,7 +89,7 @@ int64_t lay_out(Job& job, Operation operation, bool is_double, int workers, void
   job.block_width = round_up(block_columns(job.m), line);
   job.weights = operation != Operation::kPanel;
   const int64_t longest = job.width > kernel.block ? job.width : kernel.block;
-  job.tile_bytes = size_t((kTileRows * (longest + line) + 4 * job.block_width) * size);
+  job.tile_bytes = size_t((kTileRows * longest + 4 * job.block_width) * size);
 
   Arena from(memory);
   if (job.log_v) {

@@ -4,14 +4,18 @@
 // its expected log-sum-exp where there is a hint, else its maximum, found by reading it once more.  While the exponentials
 // of a tile are taken, those of the tile before it, whose scalings are known by now, are added to the column sums: the same
 // place is read, then overwritten, and the cost comes from memory at an even pace.
+//
+// Without a hint the maximum of the row's first kPreview columns is tried, a lower bound of its log-sum-exp.  Where that is
+// too low, the rest of the slab goes by its maxima.
 
 constexpr int kGroup = UOT_VECTOR_BYTES == 64 ? 8 : 4;  // rows in one pass over a run of columns: registers decide
 
 // A hint is taken as kHeadroom powers of two too large, and was good enough where the row's sum then lies in a range in
 // which neither its terms nor those of its columns can have left the type's: else the row is done again by its maximum.
-constexpr double kHeadroom = 15, kLeastSum = 0x1p-4, kMostSum = 0x1p40;
-// What a slab's column sums are counted in to begin with, powers of two under e^shift, for scalings of 1 / kMostSum.
-constexpr double kFirstUnit = -40;
+// Terms below 2^-126 are lost: against sums of kLeastSum that is 2^-122 of the row's mass.  A row of mass e^shift whose
+// sum is kMostSum has the scaling 1 in the unit that the column sums start with, 2^kFirstUnit e^shift.
+constexpr double kHeadroom = 15, kLeastSum = 0x1p-4, kMostSum = 0x1p60, kFirstUnit = -60;
+constexpr int64_t kPreview = 256;
 
 template <class T> T* tile_memory(const Job& job, int worker) {
   return reinterpret_cast<T*>(static_cast<char*>(job.tile) + size_t(worker) * job.tile_bytes);
@@ -167,21 +171,21 @@ template <class T, bool Columns> class Slab {
 
   void new_tile(int64_t first, int64_t rows) {
     T reference[kTileRows];
-    bool hinted[kTileRows];
+    bool tried[kTileRows];
     fresh().skipped_columns = 0;
-    refer(first, rows, reference, hinted);
+    refer(first, rows, reference, tried);
     const bool skipping = fresh().skipped_columns > 0;
     for (int64_t r = 0; r < rows; ++r) sum_[r] = 0;
     for (int64_t r = 0; r < rows; ++r) reference_[r] = splat(reference[r]);
     if (Columns && pending_) pass<true, true>(first, rows, fresh(), old());
     else pass<true, false>(first, rows, fresh(), old());
-    if (skipping && !skipping_held(rows, reference, hinted)) {
+    if (skipping && !skipping_held(rows, reference, tried)) {
       pass_skipped(first, rows);
       fresh().skipped_columns = 0;
     }
     double top_mass = -INFINITY, top_scale = -INFINITY, exponent[kTileRows];
     for (int64_t r = 0; r < rows; ++r) {
-      if (hinted[r] && !in_range(sum_[r])) redo(first, r, reference);
+      if (tried[r] && !in_range(sum_[r])) redo(first, r, reference);
       const int64_t row = item_ * job_.n + first + r;
       const double lse = units_.log_sum(double(reference[r]), sum_[r]);
       job_.row_out[row] = lse;
@@ -210,23 +214,23 @@ template <class T, bool Columns> class Slab {
 
   static bool in_range(double sum) { return sum >= kLeastSum && sum <= kMostSum; }
 
-  // References of the tile's rows, and the blocks to leave out.
-  void refer(int64_t first, int64_t rows, T* reference, bool* hinted) {
+  // References of the tile's rows, and the blocks to leave out.  `tried`: may turn out to be no good.
+  void refer(int64_t first, int64_t rows, T* reference, bool* tried) {
     double least = INFINITY, scale = -INFINITY;
     for (int64_t r = 0; r < rows; ++r) {
       const int64_t row = item_ * job_.n + first + r;
-      const double hint = job_.row_hint ? job_.row_hint[row] : -INFINITY;
-      const double expected = hint * units_.sigma;
-      hinted[r] = std::fabs(expected) < double(-Simd<T>::kLowest);
-      if (hinted[r]) {
+      const double hint = job_.row_hint ? job_.row_hint[row] : -INFINITY, expected = hint * units_.sigma;
+      if (std::fabs(expected) < double(-Simd<T>::kLowest)) {
+        tried[r] = true;
         reference[r] = T(expected - kHeadroom);
         if constexpr (Columns) {
-          const double log_u = job_.offset[row] - job_.damping[item_] * hint;
-          least = expected < least ? expected : least;
-          scale = log_u > scale ? log_u : scale;
+          least = -greater(-expected, -least);
+          scale = greater(job_.offset[row] - job_.damping[item_] * hint, scale);
         }
       } else {
-        reference[r] = row_peak(cost_ + (first + r) * job_.row_stride, high_, job_.m, units_.inverse);
+        const bool part = preview_ && job_.m > kPreview;
+        reference[r] = row_peak(cost_ + (first + r) * job_.row_stride, high_, part ? kPreview : job_.m, units_.inverse);
+        tried[r] = part;
         least = -INFINITY;
       }
     }
@@ -235,9 +239,9 @@ template <class T, bool Columns> class Slab {
         fresh().choose(job_, item_, first / kTileRows, units_.inverse, least, scale * units_.sigma);
   }
 
-  bool skipping_held(int64_t rows, const T* reference, const bool* hinted) {
+  bool skipping_held(int64_t rows, const T* reference, const bool* tried) {
     for (int64_t r = 0; r < rows; ++r)
-      if ((hinted[r] && !in_range(sum_[r])) || !fresh().negligible(double(reference[r]), sum_[r], block_columns(job_.m)))
+      if ((tried[r] && !in_range(sum_[r])) || !fresh().negligible(double(reference[r]), sum_[r], block_columns(job_.m)))
         return false;
     return true;
   }
@@ -248,6 +252,7 @@ template <class T, bool Columns> class Slab {
     reference[r] = row_peak(row, high_, job_.m, units_.inverse);
     reference_[r] = splat(reference[r]);
     sum_[r] = 0;
+    preview_ = false;
     for (int64_t begin = 0; begin < job_.m; begin += kBlock<T>) {
       const int64_t columns = job_.m - begin < kBlock<T> ? job_.m - begin : kBlock<T>;
       run_some<true, false>(first + r, r, 1, begin, columns);
@@ -318,6 +323,7 @@ template <class T, bool Columns> class Slab {
   Vec<T> scale_[kTileRows];      // of the pending tile's rows
   int64_t pending_ = 0;  // rows whose exponentials are not yet in the column sums
   int current_ = 0;
+  bool preview_ = true;
 };
 
 template <class T, bool Columns> void rows_unit(const Job& job, int64_t index, int worker) {
