@@ -43,7 +43,7 @@ class Bench:
 
     @property
     def repeats(self) -> int:
-        return 7 if self.measuring else 1
+        return 5 if self.measuring else 1
 
     @property
     def batches(self) -> tuple[tuple[int, int], ...]:
