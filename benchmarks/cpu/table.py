@@ -41,8 +41,10 @@ def table(rows: Sequence[Row], where: dict[str, str]) -> str:
 
 
 def _machine(where: dict[str, str]) -> str:
+    busy = where.get("busy", "unknown")
+    beside = "" if busy in ("0.0", "0.1", "0.2", "unknown") else f", **beside {busy} cores' work of others**"
     return (f"Multiples of {NAME}'s time in the same run: {where['cores']} cores of {where['cpu']}, {where['simd']}, "
-            f"float32, {where['date']}, commit {where['commit']}.")
+            f"float32, {where['date']}, commit {where['commit']}{beside}.")
 
 
 def _our_iteration(rows: Sequence[Row]) -> str:
