@@ -11,7 +11,7 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-constexpr int64_t kEntriesOfThread = 60000;  // below, a problem's pass is not worth a second thread
+constexpr int64_t kEntriesOfThread = 130000;  // below, a problem's pass is not worth a second thread
 
 }  // namespace
 

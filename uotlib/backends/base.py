@@ -79,6 +79,9 @@ class Backend(ABC):
 
         Returns:
             The row log-sum-exps r, (B, n).  Column sums under `WEAK_COLUMN` are not exact: see `GibbsKernel.sweep`.
+
+        A backend may take more keywords, None by default, that say what the result is expected to be
+        (`NativeBackend.sweep`).
         """
 
     @abstractmethod
