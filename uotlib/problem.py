@@ -156,6 +156,8 @@ def build_problem(cost: object, a: object, b: object, reg: object, reg_m: object
         inputs=inputs, named=tuple(named))
     if device.type == "cpu":
         _check_values(problem)
+        if all(isinstance(tau, Tensor) or math.isinf(tau) for tau in (tau_a, tau_b)):
+            _check_totals(problem)
     return problem
 
 
@@ -251,7 +253,6 @@ def _check_values(problem: Problem) -> None:
         if bad.any():
             raise ValueError(f"{name} must be positive{' and finite' if name == 'reg' else ''}, "
                              f"got {value[bad][0].item():g}")
-    _check_totals(problem)
 
 
 def _check_cost_values(name: str, tensor: Tensor, dense: bool) -> None:
@@ -267,8 +268,6 @@ def _check_cost_values(name: str, tensor: Tensor, dense: bool) -> None:
 
 
 def _check_totals(problem: Problem) -> None:
-    if not problem.both_exact.any():
-        return
     total_a, total_b = problem.rows.mass.sum(-1), problem.cols.mass.sum(-1)
     apart = (total_a - total_b).abs() > TOTALS_RTOL[problem.dtype] * torch.maximum(total_a, total_b)
     wrong = problem.both_exact & apart
