@@ -10,7 +10,7 @@ import pytest
 from benchmarks.cpu.arrival import Arrival
 from benchmarks.cpu.batches import batch_arrival, batch_iteration
 from benchmarks.cpu.bench import Bench
-from benchmarks.cpu.case import ITERATION_REGS, TARGETS
+from benchmarks.cpu.case import BEYOND, ITERATION_REGS, ORDER, TARGETS
 from benchmarks.cpu.iteration import iteration
 from benchmarks.cpu.memory import memory
 from benchmarks.cpu.methods.ours import NAME
@@ -40,7 +40,7 @@ def say(run: Bench, rows: list[Row]) -> None:
 @pytest.mark.parametrize("regs", ITERATION_REGS, ids=lambda regs: f"eps{regs[0]:g}")
 def test_cpu_iteration(run: Bench, n, regs, order):
     """One iteration: the library in every order, its peers (which do not mind the order) in one."""
-    peers = run.peers if order == "clustered" and regs == ITERATION_REGS[0] else ()
+    peers = run.peers if order == ORDER and regs == ITERATION_REGS[0] else ()
     rows = iteration(run, n, order, *regs, peers=peers)
     say(run, rows)
     assert all(row.seconds is not None or row.status == "missing" for row in rows)
@@ -48,11 +48,11 @@ def test_cpu_iteration(run: Bench, n, regs, order):
 
 
 @pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("target", TARGETS, ids=lambda target: f"eps{target.reg:g}")
+@pytest.mark.parametrize("target", (*TARGETS, BEYOND), ids=lambda target: f"eps{target.reg:g}-tau{target.reg_m:g}")
 def test_cpu_time_to_violation(run: Bench, n, target, order):
     """The library in every order and, where a peer needs it, both conventions; its peers in one order."""
-    peers = run.peers if order == "clustered" else ()
-    case = Arrival(run, n, order, target, curves=order == "clustered" and n == max(run.sizes))
+    peers = run.peers if order == ORDER and target is not BEYOND else ()
+    case = Arrival(run, n, order, target, curves=bool(peers) and n == max(run.sizes))
     ours = [case.ours(convention) for convention in sorted({"kl", *(peer.convention for peer in peers)}, reverse=True)]
     say(run, ours)
     for peer in peers:

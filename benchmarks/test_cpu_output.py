@@ -55,7 +55,7 @@ def test_cpu_csv_is_read_as_it_was_written(tmp_path):
 
 def test_cpu_targets_are_judged():
     found = {item.subject: item for item in findings(synthetic())}
-    assert found["iteration, eps 0.05, clustered"].reached is False  # 2.5 > 1.8
+    assert found["iteration, eps 0.05, shuffled"].reached is False  # 2.5 > 1.8
     assert found["iteration of GeomLoss"].reached is True
     assert found["iteration of OTT-JAX"].reached is None
     assert found[str(TARGETS[1])].reached is True  # 30 >= 20

@@ -10,7 +10,7 @@ from torch import Tensor
 from benchmarks.cpu_sweep import NATIVE, Late
 
 from .bench import Bench
-from .case import TARGETS, Target, problem
+from .case import ORDER, TARGETS, Target, problem
 from .measure import alternate
 from .methods.ours import NAME, solve
 from .record import Row
@@ -33,7 +33,7 @@ def overhead(bench: Bench, n: int, target: Target = TARGETS[1]) -> Row:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        drawn = problem(n, "clustered", target.reg, target.reg_m)
+        drawn = problem(n, ORDER, target.reg, target.reg_m)
         passes = int(solve(drawn, target.violation).n_iter)
         together = TOGETHER if bench.measuring else 1
         sweep = sweeps(Late(drawn.cost, drawn.a, drawn.b, target.reg), together)

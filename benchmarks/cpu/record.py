@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
+from .case import ORDER
 from .machine import ROOT
 
 RESULTS = ROOT / "benchmarks" / "results" / "cpu.csv"
@@ -43,7 +44,7 @@ class Row:
     eps: float | None = None
     tau: float | None = None
     target: float | None = None
-    order: str = "clustered"
+    order: str = ORDER
     setting: str = ""
     convention: str = "kl"
     seconds: float | None = None

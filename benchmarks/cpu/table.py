@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from .case import TARGETS, Target
+from .case import ORDER, TARGETS, Target
 from .machine import ROOT
 from .methods.ours import NAME
 from .record import RESULTS, Row, read
@@ -26,7 +26,7 @@ README = ROOT / "README.md"
 def table(rows: Sequence[Row], where: dict[str, str]) -> str:
     """Markdown: methods down, an iteration and the times to each violation across, as multiples of the library's."""
     n = max(row.n for row in rows if row.case == "arrival")
-    rows = [row for row in rows if row.n == n and row.batch == 1 and row.order == "clustered"]
+    rows = [row for row in rows if row.n == n and row.batch == 1 and row.order == ORDER]
     targets = [target for target in TARGETS if peers_of(rows, target, n)]
     heads = ["n = m = " + str(n), "one iteration",
              *(f"ε {target.reg:g}, τ {target.reg_m:g}, to {target.violation:g}" for target in targets)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from .case import TARGETS, Target
+from .case import ORDER, TARGETS, Target
 from .methods.ours import NAME
 from .record import Row
 
@@ -34,7 +34,7 @@ def findings(rows: Sequence[Row]) -> list[Finding]:
     """Every target, at the largest size among the rows (the targets are meant at 4096)."""
     n = max((row.n for row in rows if row.case in ("iteration", "arrival") and row.batch == 1), default=0)
     single = [row for row in rows if row.n == n and row.batch == 1]
-    found = [_floor(single, 0.05, "clustered", 1.8)]
+    found = [_floor(single, 0.05, ORDER, 1.8)]
     found += [_floor(single, 1e-3, order, 1.0) for order in ("clustered", "raster")]
     found += [_iterations(single, peer, least) for peer, least in PEER_ITERATIONS.items()]
     found += [_arrival(single, target, least) for target, least in ARRIVALS.items()]
@@ -48,7 +48,7 @@ def findings(rows: Sequence[Row]) -> list[Finding]:
     return found
 
 
-def peers_of(rows: Iterable[Row], target: Target, n: int, order: str = "clustered") -> list[Row]:
+def peers_of(rows: Iterable[Row], target: Target, n: int, order: str = ORDER) -> list[Row]:
     """Rows of the peers that may reach this target."""
     return [row for row in rows if row.case == "arrival" and row.method != NAME and row.n == n and row.order == order
             and (row.eps, row.tau, row.target) == (target.reg, target.reg_m, target.violation)
@@ -80,7 +80,7 @@ def _iterations(rows: Sequence[Row], peer: str, least: float) -> Finding:
 def _arrival(rows: Sequence[Row], target: Target, least: float) -> Finding:
     subject, wanted = str(target), f">= {least:g} x the best peer"
     peers = peers_of(rows, target, rows[0].n) if rows else []
-    ours = [row for row in rows if row.case == "arrival" and row.method == NAME and row.order == "clustered"
+    ours = [row for row in rows if row.case == "arrival" and row.method == NAME and row.order == ORDER
             and (row.eps, row.tau, row.target) == (target.reg, target.reg_m, target.violation)]
     if not peers or not ours:
         return Finding(subject, wanted, "not measured", None)

@@ -11,7 +11,7 @@ import argparse
 
 import torch
 
-from .case import TARGETS, problem
+from .case import ORDER, TARGETS, problem
 from .methods import COMPILED, EAGER, Missing
 from .methods.geomloss import ALL_GEOMLOSS
 from .methods.ott import SETTINGS, ott_method
@@ -37,7 +37,7 @@ def main() -> None:
             continue
         cells = []
         for target in TARGETS:
-            drawn = problem(arguments.n, "clustered", target.reg, target.reg_m).but(reg_type=method.convention)
+            drawn = problem(arguments.n, ORDER, target.reg, target.reg_m).but(reg_type=method.convention)
             try:
                 found = search(method.prepare(drawn), drawn, target.violation, arguments.budget)
             except Missing as missing:
