@@ -48,7 +48,7 @@ def test_cpu_iteration(run: Bench, n, regs, order):
 
 
 @pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("target", (*TARGETS, BEYOND), ids=lambda target: f"eps{target.reg:g}-tau{target.reg_m:g}")
+@pytest.mark.parametrize("target", [*TARGETS, BEYOND], ids=lambda target: f"eps{target.reg:g}-tau{target.reg_m:g}")
 def test_cpu_time_to_violation(run: Bench, n, target, order):
     """The library in every order and, where a peer needs it, both conventions; its peers in one order."""
     peers = run.peers if order == ORDER and target is not BEYOND else ()

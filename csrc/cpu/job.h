@@ -35,7 +35,8 @@ struct Job {
   void* plan;
 
   // What a sweep is told beforehand.  Right or wrong, it changes the time and not the result.
-  const double* row_hint;  // (count, n) expected row log-sum-exps (natural log), or null: no expectation
+  const double* row_hint;  // (count, n) expected row log-sum-exps (natural log), or null: no expectation; an entry that
+                           // is not finite is none.  May be row_out itself
   const double* col_hint;  // (count, m) expected column log-sum-exps of log u - C / eps, or null
   const void* block_min;   // minima of the cost's blocks in its type, per entry of the cost's batch (index item(i)); or
                            // null: no skipping
@@ -74,7 +75,7 @@ struct Kernels {
   Unit split_rows, split_columns;
   Unit row_lse, sweep, merge_sweep, col_lse, merge_col_lse, col_lse_masked, merge_col_lse_masked, panel, block_min;
   void (*exp2)(const void* in, void* out, int64_t count);
-  void (*exp)(const double* in, double* out, int64_t count);  // exp(-inf) = 0
+  void (*exp)(const double* in, double* out, int64_t count);  // exp(-inf) = 0, as all below 2^-1022
   void (*log)(const double* in, double* out, int64_t count);  // log(0) = -inf, NaN of what is negative
 };
 
