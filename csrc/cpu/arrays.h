@@ -1,4 +1,5 @@
-// Minima of blocks of the cost, and functions of arrays.  Included by kernels.cpp alone, inside its anonymous namespace.
+// Minima of blocks of the cost, and functions of arrays.  Included by kernels.cpp alone, inside its anonymous
+// namespace.
 
 // NaN in a block makes its minimum NaN, which no comparison lets pass as large.
 template <class T> void block_min_unit(const Job& job, int64_t index, int) {
@@ -44,7 +45,8 @@ template <class T, class Function> void each(const T* in, T* out, int64_t count,
 
 using Reals = Vec<double>;
 using RealBits = Simd<double>::Bits;
-constexpr double kLn2High = 0x1.62e42feep-1, kLn2Low = 0x1.a39ef35793c76p-33;  // the first has 31 digits: k of it is exact
+// The first has 31 digits: products with whole numbers are exact.
+constexpr double kLn2High = 0x1.62e42feep-1, kLn2Low = 0x1.a39ef35793c76p-33;
 
 // e^x = 2^k 2^f, k whole; zero where the result is no normal number.
 inline Reals exp_of(Reals x) {

@@ -120,8 +120,8 @@ template <class T> void col_lse_masked_unit(const Job& job, int64_t index, int w
         const T* row = cost + (first + r) * job.row_stride;
         for (int64_t k = block.begin; k < block.end; ++k) entries[r * kTileBlock<T> + k - block.begin] = row[list[k]];
       }
-      column_block<T>(entries, kTileBlock<T>, high + first, weight + first, rows, block.end - block.begin, units.inverse,
-                      entries, x, peak + block.begin, sum + block.begin);
+      column_block<T>(entries, kTileBlock<T>, high + first, weight + first, rows, block.end - block.begin,
+                      units.inverse, entries, x, peak + block.begin, sum + block.begin);
     }
   }
 }

@@ -11,7 +11,7 @@ namespace uot {
 constexpr int64_t kSlabRows = 64;
 constexpr int64_t kMaxSlabs = 64;
 constexpr int64_t kLongRow = 1024;    // columns from which on slabs may have kSlabRows / 4 rows
-constexpr int64_t kTileRows = 8;      // rows that share one pass over a slab's column sums, and of a block that is skipped
+constexpr int64_t kTileRows = 8;      // rows that share one pass over a slab's column sums, or are skipped
 constexpr int64_t kSkipColumns = 64;  // columns of a block that is skipped
 constexpr int64_t kChunk = 2048;      // entries of a vector that are one unit of work
 constexpr size_t kAlignment = 64;

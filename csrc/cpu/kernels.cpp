@@ -28,8 +28,8 @@ constexpr double kLn2 = 0.69314718055994530942;
 constexpr int kInterleaved = 4;                               // vectors in flight
 constexpr int kPerLine = int(kAlignment / UOT_VECTOR_BYTES);  // vectors in a cache line
 
-template <class T> constexpr int64_t kBlock = 4096 / int64_t(sizeof(T));  // columns whose sum along a row is in the type T
-template <class T> constexpr int64_t kTileBlock = kBlock<T> / 4;           // columns, a tile of rows at a time
+template <class T> constexpr int64_t kBlock = 4096 / int64_t(sizeof(T));  // columns, summed along a row in the type T
+template <class T> constexpr int64_t kTileBlock = kBlock<T> / 4;          // columns, a tile of rows at a time
 
 template <class T> struct Units {
   T inverse;

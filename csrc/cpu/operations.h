@@ -10,8 +10,8 @@ namespace uot {
 // kColLseMasked is kColLse for the columns of `mask` alone; kBlockMin fills the table that a sweep skips by.
 enum class Operation { kRowLse, kColLse, kSweep, kPanel, kBlockMin, kColLseMasked };
 
-// A call is laid out once and may be run many times: the caller's arrays may be others, of the same shapes and null where
-// they were null.  (The hints alone may come and go.)  Nothing here allocates but run_operation.
+// A call is laid out once and may be run many times: the caller's arrays may be others, of the same shapes and null
+// where they were null.  (The hints alone may come and go.)  Nothing here allocates but run_operation.
 
 // Fills in the job's cut, which depends on its shape alone, and where its scratch lies in `memory`, of alignment
 // kAlignment; with null, only measures.  Returns the bytes of scratch for that many workers.

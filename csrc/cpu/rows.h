@@ -1,12 +1,12 @@
 // Rows: log-sum-exps, and the sweep.  Included by kernels.cpp alone, inside its anonymous namespace.
 //
-// A tile is kTileRows rows.  Row i is stabilised by a reference m_i known before its cost is read, p_ij = 2^(x_ij - m_i):
-// its expected log-sum-exp where there is a hint, else its maximum, found by reading it once more.  While the exponentials
-// of a tile are taken, those of the tile before it, whose scalings are known by now, are added to the column sums: the same
-// place is read, then overwritten, and the cost comes from memory at an even pace.
+// A tile is kTileRows rows.  Row i is stabilised by a reference m_i known before its cost is read, p_ij = 2^(x_ij -
+// m_i): its expected log-sum-exp where there is a hint, else its maximum, found by reading it once more.  While the
+// exponentials of a tile are taken, those of the tile before it, whose scalings are known by now, are added to the
+// column sums: the same place is read, then overwritten, and the cost comes from memory at an even pace.
 //
-// Without a hint the maximum of the row's first kPreview columns is tried, a lower bound of its log-sum-exp.  Where that is
-// too low, the rest of the slab goes by its maxima.
+// Without a hint the maximum of the row's first kPreview columns is tried, a lower bound of its log-sum-exp.  Where
+// that is too low, the rest of the slab goes by its maxima.
 
 constexpr int kGroup = UOT_VECTOR_BYTES == 64 ? 8 : 4;  // rows in one pass over a run of columns: registers decide
 
@@ -58,7 +58,8 @@ template <class T> struct RowGroup {
 };
 
 // New: exponentials of these rows, into p and the totals.  Old: what p held before, into the column sums.
-template <class T, int Rows, bool New, bool Old, bool Keep> inline void run_rows(const Run<T>& run, const RowGroup<T>& rows) {
+template <class T, int Rows, bool New, bool Old, bool Keep>
+inline void run_rows(const Run<T>& run, const RowGroup<T>& rows) {
   constexpr int64_t L = kLanes<T>;
   constexpr int K = Rows < kInterleaved ? Rows : kInterleaved;
   const int64_t whole = run.columns / L * L, stride = run.stride;
@@ -128,7 +129,8 @@ template <class T> T row_peak(const T* cost, const T* high, int64_t columns, T i
   for (; j + 4 * L <= whole; j += 4 * L)
     for (int v = 0; v < 4; ++v) top[v] = larger<T>(load(cost + j + v * L) * slope + load(high + j + v * L), top[v]);
   for (; j < whole; j += L) top[0] = larger<T>(load(cost + j) * slope + load(high + j), top[0]);
-  if (whole < columns) top[1] = larger<T>(load_some(cost + whole, columns - whole) * slope + load(high + whole), top[1]);
+  if (whole < columns)
+    top[1] = larger<T>(load_some(cost + whole, columns - whole) * slope + load(high + whole), top[1]);
   return max_of<T>(larger<T>(larger<T>(top[0], top[1]), larger<T>(top[2], top[3])));
 }
 
@@ -260,7 +262,8 @@ template <class T, bool Columns> class Slab {
   }
 
   // One run of columns: New of rows [first, first + rows), places [place, place + rows) of the tile.
-  template <bool New, bool Old> void run_some(int64_t first, int64_t place, int64_t rows, int64_t begin, int64_t columns) {
+  template <bool New, bool Old>
+  void run_some(int64_t first, int64_t place, int64_t rows, int64_t begin, int64_t columns) {
     Vec<T> total[kTileRows] = {};
     const Run<T> run{cost_ + first * job_.row_stride + begin, job_.row_stride, high_ + begin, weight_ + begin,
                      accum_ + begin, columns, T(-units_.inverse)};
@@ -271,7 +274,8 @@ template <class T, bool Columns> class Slab {
   }
 
   // All columns, in runs of at most kBlock: exponentials where `fresh` skips nothing, column sums where `old` did not.
-  template <bool New, bool Old> void pass(int64_t first, int64_t rows, const TilePlan<T>& fresh, const TilePlan<T>& old) {
+  template <bool New, bool Old>
+  void pass(int64_t first, int64_t rows, const TilePlan<T>& fresh, const TilePlan<T>& old) {
     const bool any_new = New && fresh.skipped_columns > 0, any_old = Old && old.skipped_columns > 0;
     if (!any_new && !any_old) {
       for (int64_t begin = 0; begin < job_.m; begin += kBlock<T>)

@@ -68,7 +68,9 @@ template <> inline Vec<double> raised_to<double>(Vec<double> b, Vec<double> a) {
 template <class T> inline Vec<T> lowered_to(Vec<T> b, Vec<T> a) { return b < a ? b : a; }
 #if defined(__AVX__) && UOT_VECTOR_BYTES == 32
 template <> inline Vec<float> lowered_to<float>(Vec<float> b, Vec<float> a) { return __builtin_ia32_minps256(b, a); }
-template <> inline Vec<double> lowered_to<double>(Vec<double> b, Vec<double> a) { return __builtin_ia32_minpd256(b, a); }
+template <> inline Vec<double> lowered_to<double>(Vec<double> b, Vec<double> a) {
+  return __builtin_ia32_minpd256(b, a);
+}
 #endif
 
 template <class T> inline T max_of(Vec<T> value) {
@@ -99,9 +101,12 @@ template <class T, int K> inline void exp2_polynomial(const Vec<T> (&f)[K], Vec<
 }
 
 #if defined(__AVX512DQ__) && UOT_VECTOR_BYTES == 64
+// With masks that are all ones: GCC 12 warns of its own undefined vectors in the plain forms.
 inline Vec<float> fraction(Vec<float> y) { return (Vec<float>)_mm512_maskz_reduce_ps(__mmask16(-1), (__m512)y, 0); }
 inline Vec<double> fraction(Vec<double> y) { return (Vec<double>)_mm512_maskz_reduce_pd(__mmask8(-1), (__m512d)y, 0); }
-inline Vec<float> times_exp2(Vec<float> p, Vec<float> k) { return (Vec<float>)_mm512_maskz_scalef_ps(__mmask16(-1), (__m512)p, (__m512)k); }
+inline Vec<float> times_exp2(Vec<float> p, Vec<float> k) {
+  return (Vec<float>)_mm512_maskz_scalef_ps(__mmask16(-1), (__m512)p, (__m512)k);
+}
 inline Vec<double> times_exp2(Vec<double> p, Vec<double> k) {
   return (Vec<double>)_mm512_maskz_scalef_pd(__mmask8(-1), (__m512d)p, (__m512d)k);
 }
@@ -118,8 +123,9 @@ alignas(64) constexpr float kRoots[32] = {
 template <int K> inline void exp2_by_table(Vec<float> (&y)[K]) {
   const __m512 low = _mm512_load_ps(kRoots), high = _mm512_load_ps(kRoots + 16);
   __m512 f[K], root[K];
-  UOT_EACH root[v] = _mm512_maskz_add_round_ps(__mmask16(-1), (__m512)y[v], _mm512_set1_ps(393216.0f),  // 1.5 * 2^23 / 32
-                                         _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+  const __m512 magic = _mm512_set1_ps(393216.0f);  // 1.5 * 2^23 / 32
+  UOT_EACH root[v] = _mm512_maskz_add_round_ps(__mmask16(-1), (__m512)y[v], magic,
+                                               _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
   UOT_EACH f[v] = _mm512_maskz_reduce_ps(__mmask16(-1), (__m512)y[v], (5 << 4) | _MM_FROUND_TO_NEG_INF);
   UOT_EACH root[v] = _mm512_permutex2var_ps(low, _mm512_castps_si512(root[v]), high);
   UOT_EACH {
@@ -164,4 +170,6 @@ template <class T> inline Vec<T> exp2_of(Vec<T> y) {
   return one[0];
 }
 
-inline double exp2_of(double y) { return exp2_of<double>(splat(y > Simd<double>::kCeiling ? Simd<double>::kCeiling : y))[0]; }
+inline double exp2_of(double y) {
+  return exp2_of<double>(splat(y > Simd<double>::kCeiling ? Simd<double>::kCeiling : y))[0];
+}

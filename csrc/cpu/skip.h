@@ -1,25 +1,27 @@
-// Which blocks of the cost a sweep may leave out, and a bound of what that costs.  Included by kernels.cpp alone, inside
-// its anonymous namespace.
+// Which blocks of the cost a sweep may leave out, and a bound of what that costs.  Included by kernels.cpp alone,
+// inside its anonymous namespace.
 //
 // Block (I, J): kTileRows rows, kSkipColumns columns, c_IJ <= C_ij the table's minimum.  In units of x (kernels.cpp)
 //   x_ij = sigma log v_j - inverse C_ij <= B_IJ = max_J (sigma log v_j) - inverse c_IJ,
 // since inverse > 0; sigma log v_j = high_j + log2 w_j.  This holds for every eps and v, with c_IJ = +inf too
 // (B = -inf); a NaN in the block makes c_IJ NaN, and a comparison with NaN never skips.  From it follow two bounds:
 //
-// Rows.  What skipping leaves out of the sum of row i is at most sum_{J skipped} |J| 2^{B_IJ}.  This is compared with the
-// sum of what was kept once that is known: where it is above 2^-24 (2^-53) of it, the tile's skipped blocks are computed
-// after all.  So a row's sum is right to 2^-24 whatever the hints were.
+// Rows.  What skipping leaves out of the sum of row i is at most sum_{J skipped} |J| 2^{B_IJ}.  This is compared with
+// the sum of what was kept once that is known: where it is above 2^-24 (2^-53) of it, the tile's skipped blocks are
+// computed after all.  So a row's sum is right to 2^-24 whatever the hints were.
 //
 // Columns.  What is left out of col_mass_j, j in J, is at most
 //   sum_{I skips J} sum_{i in I} u_i e^-shift v_j e^{-C_ij/eps} <= sum_{I skips J} |I| 2^{L_I + B_IJ} =: missed_J,
-// with L_I = max_{i in I} log2(u_i e^-shift) of the u that the rows were given, not of a prediction.  The caller compares
-// missed_J with col_mass_j.  It holds for the largest v_j of the block; column j misses at most missed_J v_j / max_J v.
+// with L_I = max_{i in I} log2(u_i e^-shift) of the u that the rows were given, not of a prediction.  The caller
+// compares missed_J with col_mass_j.  It holds for the largest v_j of the block; column j misses at most missed_J v_j /
+// max_J v.
 //
 // The hints only choose: a block is skipped where by last time's row and column sums each entry is below
-// 2^-26 / max(n, m) (2^-55) of both, two bits under what the first comparison allows in total.  Blocks of rows and columns
-// whose sums have fallen by less than a factor of four since therefore pass it.
+// 2^-26 / max(n, m) (2^-55) of both, two bits under what the first comparison allows in total.  Blocks of rows and
+// columns whose sums have fallen by less than a factor of four since therefore pass it.
 //
-// B is rounded in the cost's type: every term is raised by 2^-20 of its size, sixteen units in the last place of float32.
+// B is rounded in the cost's type: every term is raised by 2^-20 of its size, sixteen units in the last place of
+// float32; and every term of missed_J by 2^-10, for the rounding of up to 2^13 tiles' sum.
 
 template <class T> constexpr T kRaise = T(0x1p-20);
 template <class T> constexpr double kTolerance = sizeof(T) == 4 ? 0x1p-24 : 0x1p-53;
@@ -29,7 +31,8 @@ inline double greater(double a, double b) { return a > b || a != a ? a : b; }
 
 inline double raised(double value) { return value + std::fabs(value) * 0x1p-20 + 0x1p-20; }
 
-// Per problem and block of columns: the largest sigma log v_j, and the least expected column sum of those that have mass.
+// Per problem and block of columns: the largest sigma log v_j, and the least expected column sum of those that have
+// mass.
 template <class T> struct ColumnBounds {
   int64_t padded;
   T *high, *sum;
@@ -70,7 +73,8 @@ template <class T> struct TilePlan {
     constexpr int64_t L = kLanes<T>;
     const ColumnBounds<T> bounds(job, item);
     const int64_t blocks = block_columns(job.m);
-    const T* table = static_cast<const T*>(job.block_min) + job.item(item) * block_min_entries(job.n, job.m) + tile * blocks;
+    const T* table = static_cast<const T*>(job.block_min) + job.item(item) * block_min_entries(job.n, job.m) +
+                     tile * blocks;
     const double size = double(job.n > job.m ? job.n : job.m);
     const double margin = -std::log2(kTolerance<T>) + 2 + std::log2(size);
     const Vec<T> row_limit = splat(T(row_sum - margin)), col_limit = splat(T(-row_scale - margin));
@@ -115,7 +119,7 @@ template <class T> struct TilePlan {
       // Not below the floor, where the power of two would be no bound but zero.
       Vec<T> power[1] = {raised_to<T>(splat(T(Simd<T>::kFloor + 2)), load(bound + b) + scale)};
       exp2_any<T, 1>(power);
-      store(missed + b, load(missed + b) + (Vec<T>)((Bits)(power[0] * T(1 + 0x1p-20)) & out));
+      store(missed + b, load(missed + b) + (Vec<T>)((Bits)(power[0] * T(1 + 0x1p-10)) & out));
     }
   }
 };
