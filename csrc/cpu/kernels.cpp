@@ -24,6 +24,7 @@ namespace {
 
 constexpr double kLog2E = 1.4426950408889634074;
 constexpr double kLn2 = 0.69314718055994530942;
+constexpr double kInfinity = __builtin_inf();
 
 constexpr int kInterleaved = 4;                               // vectors in flight
 constexpr int kPerLine = int(kAlignment / UOT_VECTOR_BYTES);  // vectors in a cache line
@@ -52,6 +53,10 @@ Range chunk_of(int64_t chunk, int64_t size, int64_t length) {
   return {begin, begin + size < length ? begin + size : length};
 }
 
+// As many numbers of type T as there are doubles in a register.
+template <class T> using Halves = typename Register<T, int(sizeof(T)) * UOT_VECTOR_BYTES / 8>::type;
+
+#include "arrays.h"
 #include "skip.h"
 
 // ---- log-scalings to high and low parts, one chunk ----
@@ -64,11 +69,15 @@ template <class T> void split(const Job& job, int64_t index, const double* logs,
   const double* log = logs + item * length;
   T* high = static_cast<T*>(highs) + item * padded;
   T* low = static_cast<T*>(lows) + item * padded;
-  for (int64_t j = range.begin; j < range.end; ++j) {
-    high[j] = j < length ? T(log[j] * units.sigma) : T(-INFINITY);
+  for (int64_t j = range.begin; j < range.end; j += kLanes<double>) {
+    const Reals logs_here = j + kLanes<double> <= length ? load(log + j) : load_some(log + j, length - j, -kInfinity);
+    const Halves<T> top = __builtin_convertvector(logs_here * units.sigma, Halves<T>);
+    const Reals back = __builtin_convertvector(top, Reals);
     // A point that takes no part has no rest.
-    const double rest = high[j] > Simd<T>::kLowest ? ::fma(log[j], units.sigma, -double(high[j])) : 0.0;
-    low[j] = T(job.weights ? exp2_of(rest) : rest);
+    const Reals rest = back > double(Simd<T>::kLowest) ? logs_here * units.sigma - back : Reals{};
+    const Halves<T> bottom = __builtin_convertvector(job.weights ? exp2_of<double>(rest) : rest, Halves<T>);
+    __builtin_memcpy(high + j, &top, sizeof(top));
+    __builtin_memcpy(low + j, &bottom, sizeof(bottom));
   }
 }
 
@@ -86,7 +95,6 @@ template <class T> void split_rows(const Job& job, int64_t index, int) {
 #include "rows.h"
 #include "columns.h"
 #include "panel.h"
-#include "arrays.h"
 
 template <class T> constexpr Kernels kTable = {
     kLanes<T>, kBlock<T>, split_rows<T>, split_columns<T>, rows_unit<T, false>, rows_unit<T, true>, merge_sweep<T>,

@@ -185,28 +185,49 @@ template <class T, bool Columns> class Slab {
       pass_skipped(first, rows);
       fresh().skipped_columns = 0;
     }
-    double top_mass = -INFINITY, top_scale = -INFINITY, exponent[kTileRows];
-    for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t r = 0; r < rows; ++r)
       if (tried[r] && !in_range(sum_[r])) redo(first, r, reference);
-      const int64_t row = item_ * job_.n + first + r;
-      const double lse = units_.log_sum(double(reference[r]), sum_[r]);
-      job_.row_out[row] = lse;
+    finish_rows(first, rows, reference);
+  }
+
+  // Log-sum-exps of a tile's rows, and what they are scaled by in the column sums; all rows in a register or two.
+  void finish_rows(int64_t first, int64_t rows, const T* reference) {
+    constexpr int64_t L = kLanes<double>;
+    const int64_t row = item_ * job_.n + first;
+    double peak[kTileRows], lse[kTileRows], offset[kTileRows] = {}, exponent[kTileRows], mass[kTileRows];
+    for (int64_t r = 0; r < kTileRows; ++r) {
+      peak[r] = r < rows ? double(reference[r]) : 0.0;
+      if (r >= rows) sum_[r] = 0;
+      if (Columns && r < rows) offset[r] = job_.offset[row + r];
+    }
+    for (int64_t r = 0; r < kTileRows; r += L) {
+      const Reals log = load(peak + r) / units_.sigma + log_of(load(sum_ + r));
+      store(lse + r, log);
       if constexpr (Columns) {
-        const double log_u = lse == -INFINITY ? -INFINITY : job_.offset[row] - job_.damping[item_] * lse;
-        exponent[r] = (log_u - job_.shift[item_]) * kLog2E;
-        const double mass = exponent[r] + lse * kLog2E;
-        if (mass > top_mass) top_mass = mass;
-        top_scale = greater(exponent[r], top_scale);
+        const Reals log_u = log == -kInfinity ? log : load(offset + r) - log * job_.damping[item_];
+        const Reals power = (log_u - job_.shift[item_]) * kLog2E;
+        store(exponent + r, power);
+        store(mass + r, power + log * kLog2E);
       }
     }
+    for (int64_t r = 0; r < rows; ++r) job_.row_out[row + r] = lse[r];
     if constexpr (Columns) {
+      double top_mass = -INFINITY, top_scale = -INFINITY;
+      for (int64_t r = 0; r < rows; ++r) {
+        if (mass[r] > top_mass) top_mass = mass[r];
+        top_scale = greater(exponent[r], top_scale);
+      }
       if (top_mass - unit_ > Simd<T>::kUnitLimit) {
         const T factor = T(exp2_of(unit_ - top_mass));
         for (int64_t j = 0; j < job_.width; ++j) accum_[j] *= factor;
         unit_ = top_mass;
       }
-      for (int64_t r = 0; r < rows; ++r)
-        scale_[r] = splat(T(exp2_of(exponent[r] + double(reference[r]) * (kLog2E / units_.sigma) - unit_)));
+      for (int64_t r = 0; r < kTileRows; r += L) {
+        Reals scale[1] = {load(exponent + r) + load(peak + r) * (kLog2E / units_.sigma) - unit_};
+        exp2_any<double, 1>(scale);
+        store(mass + r, scale[0]);
+      }
+      for (int64_t r = 0; r < rows; ++r) scale_[r] = splat(T(mass[r]));
       // log2(2^x) = x kLog2E / sigma differs from x by 2^-24 of it at most, which `raised` covers.
       if (fresh().skipped_columns > 0) fresh().add_missed(top_scale + 3, missed_);
       pending_ = rows;

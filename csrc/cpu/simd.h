@@ -45,10 +45,10 @@ template <class T> inline Vec<T> load(const T* from) {
 
 template <class T> inline void store(T* to, Vec<T> value) { __builtin_memcpy(to, &value, sizeof(value)); }
 
-// The first `count` entries, zeros after them.
-template <class T> inline Vec<T> load_some(const T* from, int64_t count) {
-  T padded[kLanes<T>] = {};
-  for (int64_t l = 0; l < count; ++l) padded[l] = from[l];
+// The first `count` entries (none if negative), `rest` after them.
+template <class T> inline Vec<T> load_some(const T* from, int64_t count, T rest = 0) {
+  T padded[kLanes<T>];
+  for (int64_t l = 0; l < kLanes<T>; ++l) padded[l] = l < count ? from[l] : rest;
   return load(padded);
 }
 
@@ -81,13 +81,23 @@ template <class T> inline T max_of(Vec<T> value) {
   return result;
 }
 
-template <class T> inline T sum_of(Vec<T> value) {
-  T lanes[kLanes<T>];
-  store(lanes, value);
-  for (int64_t half = kLanes<T> / 2; half > 0; half /= 2)
-    for (int64_t l = 0; l < half; ++l) lanes[l] += lanes[l + half];
-  return lanes[0];
+template <class T, int Bytes> struct Register { typedef T type __attribute__((vector_size(Bytes))); };
+
+// Halves are added until four numbers (two) are left.
+template <class T, int Bytes> inline T sum_of_halves(typename Register<T, Bytes>::type value) {
+  if constexpr (Bytes > 16) {
+    typename Register<T, Bytes / 2>::type low, high;
+    __builtin_memcpy(&low, &value, Bytes / 2);
+    __builtin_memcpy(&high, reinterpret_cast<const char*>(&value) + Bytes / 2, Bytes / 2);
+    return sum_of_halves<T, Bytes / 2>(low + high);
+  } else if constexpr (sizeof(T) == 4) {
+    return (value[0] + value[2]) + (value[1] + value[3]);
+  } else {
+    return value[0] + value[1];
+  }
 }
+
+template <class T> inline T sum_of(Vec<T> value) { return sum_of_halves<T, UOT_VECTOR_BYTES>(value); }
 
 // 2^y for y <= 128 (1024), where it is inf; exactly 0 at and below the floor (denormals flushed), NaN for NaN.  Between
 // the floor and the floor + 1 the result is some number no larger in magnitude than the smallest normal one.  On K
