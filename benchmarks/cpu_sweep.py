@@ -3,7 +3,8 @@
     python -m benchmarks.cpu_sweep [--n 4096] [--repeats 21] [--dtype float32]
 
 Each run comes right after a `C.sum()` of the same cost, which comes right after another: both find the caches alike,
-and a ratio is that of their medians.  On as many threads as torch has.
+and a ratio is that of their medians.  Both start after a pause: torch's OpenMP threads spin for some milliseconds after
+an operation, on cores that the backend's own threads need.  On as many threads as torch has.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from uotlib import SolverOptions, unbalanced_sinkhorn
 from uotlib.backends.native import NativeBackend
 
 NATIVE = NativeBackend()
+#: Seconds before each run.
+PAUSE = 0.01
 
 
 @dataclass
@@ -68,6 +71,13 @@ class Late:
         return float((some / mass - 1).abs().max()), float(weak.double().mean())
 
 
+def timed(run: Callable[[], object]) -> float:
+    time.sleep(PAUSE)
+    begin = time.perf_counter()
+    run()
+    return time.perf_counter() - begin
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--n", type=int, default=4096)
@@ -103,11 +113,8 @@ def main() -> None:
     for _ in range(arguments.repeats):
         for name, (matrix, run, count) in cases.items():
             matrix.sum()
-            start = time.perf_counter()
-            matrix.sum()
-            middle = time.perf_counter()
-            run()
-            times[name].append((middle - start, (time.perf_counter() - middle) / count))
+            floor = timed(matrix.sum)
+            times[name].append((floor, timed(run) / count))
     print(f"n = m = {arguments.n}, {arguments.dtype}, {torch.get_num_threads()} threads, ratios to C.sum()")
     for name, taken in times.items():
         floors, runs = zip(*taken, strict=True)
