@@ -9,9 +9,12 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from .backends import BACKENDS, native
 from .costs import Cost, DenseCost
 from .divergences import KLPenalty
 
+#: Entries from which a dense cost is checked by the native backend.
+NATIVE_ENTRIES = 1 << 17
 #: Totals that must agree (both marginals exact) may differ by this much, relative to the larger.
 TOTALS_RTOL = {torch.float32: 1e-5, torch.float64: 1e-9}
 
@@ -258,13 +261,25 @@ def _check_values(problem: Problem) -> None:
 def _check_cost_values(name: str, tensor: Tensor, dense: bool) -> None:
     if not tensor.numel():
         return
-    low, high = tensor.detach().aminmax()
+    low, high = _extremes(tensor.detach(), dense)
     if torch.isnan(low):
         raise ValueError(f"{name} must not contain NaN, got {int(torch.isnan(tensor).sum())} of them")
     if torch.isneginf(low):
         raise ValueError(f"{name} must not contain -inf, got {int(torch.isneginf(tensor).sum())} of them")
     if not dense and torch.isinf(high):
         raise ValueError(f"{name} must be finite, got {int(torch.isinf(tensor).sum())} infinite entries")
+
+
+def _extremes(tensor: Tensor, only_least: bool) -> tuple[Tensor, Tensor]:
+    """Least and largest entry, NaN if any is.
+
+    Large costs are read by the native backend's threads: torch's would go on spinning beside them for milliseconds.
+    """
+    if only_least and tensor.numel() >= NATIVE_ENTRIES and tensor.is_contiguous() and tensor.ndim >= 2 \
+            and BACKENDS["native"].why_not(tensor.device, tensor.dtype) is None:
+        least = native.least(tensor.reshape(-1, *tensor.shape[-2:]))
+        return least, least
+    return tensor.aminmax()
 
 
 def _check_totals(problem: Problem) -> None:

@@ -9,16 +9,19 @@ depend on the number of threads, which is torch's (`torch.set_num_threads`).
 from __future__ import annotations
 
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from .._extension import extension, missing
-from ..options import SolverOptions
-from ..outcome import Outcome
-from ..problem import Problem
 from . import native_solve
 from .base import Backend
+
+if TYPE_CHECKING:
+    from ..options import SolverOptions
+    from ..outcome import Outcome
+    from ..problem import Problem
 
 _DTYPES = (torch.float32, torch.float64)
 
@@ -123,6 +126,11 @@ class NativeBackend(Backend):
               init: tuple[Tensor, Tensor] | None, options: SolverOptions) -> Outcome | None:
         _sizes(cost, problem.cost_items)
         return native_solve.solve(problem, cost, method, max_iter, tol, init, options)
+
+
+def least(cost: Tensor) -> Tensor:
+    """The least entry of a cost (B, n, m), NaN if any is."""
+    return NativeBackend().block_min(cost).amin()
 
 
 def _kernels() -> ModuleType:

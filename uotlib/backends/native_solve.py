@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -16,7 +16,9 @@ from torch import Tensor
 from .._extension import extension, missing
 from ..options import Progress, SolverOptions
 from ..outcome import Outcome, Pair
-from ..problem import Problem, Side
+
+if TYPE_CHECKING:
+    from ..problem import Problem, Side
 
 #: Seconds between looks at Python: how long an interrupt may wait.
 TURN = 0.05
