@@ -29,7 +29,7 @@ def table(rows: Sequence[Row], where: dict[str, str]) -> str:
     rows = [row for row in rows if row.n == n and row.batch == 1 and row.order == ORDER]
     targets = [target for target in TARGETS if peers_of(rows, target, n)]
     heads = ["n = m = " + str(n), "one iteration",
-             *(f"ε {target.reg:g}, τ {target.reg_m:g}, to {target.violation:g}" for target in targets)]
+             *(f"ε {_power(target.reg)}, τ {target.reg_m:g}, to {_power(target.violation)}" for target in targets)]
     ours = [f"**{NAME}**", _our_iteration(rows), *(_ours(rows, target) for target in targets)]
     lines = [heads, ["---"] * len(heads), ours]
     names = dict.fromkeys(row.method for row in rows if row.case == "arrival" and row.method != NAME
@@ -82,6 +82,10 @@ def _cell(rows: Sequence[Row], name: str, target: Target, n: int) -> str:
 
 def _ratio(value: float) -> str:
     return f"{value:.1f}" if value < 9.95 else f"{value:.0f}"
+
+
+def _power(value: float) -> str:
+    return f"{value:g}" if value >= 0.1 else f"{value:.0e}".replace("e-0", "e-")
 
 
 def _short(value: float) -> str:
