@@ -16,6 +16,8 @@ from .backends.base import WEAK_COLUMN, Backend, log_scaling
 from .costs import MATERIALIZE_BYTES, Cost
 from .problem import Problem
 
+#: Temporary memory of a block on a CPU, and the fewest rows that it has all the same.
+CACHED_BYTES, CACHED_ROWS = 1 << 22, 16
 #: Rows of the cost that its spread is taken from.
 SAMPLED_ROWS = 32
 
@@ -72,6 +74,8 @@ class GibbsKernel:
         streamed = 0 if self.matrix is not None else 2 * self.prepared[0].element_size() + self.dtype.itemsize
         bytes_per_entry = max(bytes_per_entry, self.backend.bytes_per_entry + streamed)
         step = max(1, self.block_bytes // max(1, batch * self.m * bytes_per_entry)) if bytes_per_entry else self.n
+        if bytes_per_entry and self.matrix is not None and not self.backend.asynchronous:  # a panel that is used before it leaves the cache
+            step = min(step, max(CACHED_ROWS, CACHED_BYTES // max(1, batch * self.m * max(1, bytes_per_entry))))
         prepared = self.prepared
         if self.matrix is None and entries is not None:
             prepared, entries = tuple(tensor.index_select(0, entries) for tensor in prepared), None

@@ -98,6 +98,7 @@ void Slot::begin(int64_t index) {
 void Slot::set_eps(double eps) {
   if (eps == eps_) return;
   eps_ = eps;
+  next_look_ = 0;
   damping_rows_ = 1 / (1 + eps * rows_.rate);
   damping_cols_ = 1 / (1 + eps * cols_.rate);
   // log u = offset - damping lse
@@ -123,7 +124,7 @@ void Slot::hint() {
 
 // Blocks of the cost are skipped once eps is small beside it; the table that tells them is made when it is first wanted.
 void Slot::expect_skipping() {
-  const bool skipping = n_ * m_ >= kSkipEntries && job_.row_hint && eps_ < kSkipBelow * spread_;
+  const bool skipping = n_ * m_ >= kSkipEntries && job_.row_hint && eps_ < kSkipBelow * spread_ && passes_ >= next_look_;
   job_.block_min = skipping ? table_.get() : nullptr;
   job_.missed = skipping ? missed_.get() : nullptr;
   if (!skipping) return;
@@ -177,10 +178,13 @@ void Slot::sweep(bool everyone) {
 
 // Marks the columns of which skipped blocks may have held more than rounding does.
 bool Slot::mark_missed() {
+  constexpr int64_t kFruitless = 8;  // passes after which skipping is tried again where nothing was skipped
+  next_look_ = passes_ + kFruitless;
   const double tolerance = task_.is_double ? 0x1p-53 : 0x1p-24;
   bool any = false;
   for (int64_t b = 0; b < block_columns(m_); ++b) {
     if (missed_[b] == 0) continue;
+    next_look_ = 0;
     const int64_t begin = b * kSkipColumns, end = std::min(m_, begin + kSkipColumns);
     double least = kInfinity, most = -kInfinity;
     for (int64_t j = begin; j < end; ++j) {

@@ -105,6 +105,7 @@ class Slot {
   Array table_, missed_;  // minima of blocks of the cost, in its type; what skipping may have left out
   double spread_ = 0;
   bool table_ready_ = false;
+  int64_t next_look_ = 0;  // the pass from which blocks are looked up again
 
   Job job_, masked_;
   PhaseList phases_, masked_phases_;
