@@ -19,6 +19,10 @@ import uotlib
 from tests.problems import Case, draw, generator, masses, with_outliers
 from uotlib import ConvergenceWarning, SolverOptions
 from uotlib._extension import extension, missing
+from uotlib.backends import BACKENDS
+from uotlib.backends.native import NativeBackend
+from uotlib.operators import GibbsKernel
+from uotlib.problem import build_problem
 
 pytestmark = pytest.mark.skipif(extension is None, reason=str(missing))
 
@@ -113,6 +117,57 @@ def test_skipped_blocks_are_not_missed(dtype, ordered):
     atol = 1e-9 if dtype == torch.float64 else 2e-6
     torch.testing.assert_close(native.f.double(), exact.f, rtol=0, atol=atol)
     torch.testing.assert_close(native.g.double(), exact.g, rtol=0, atol=atol)
+
+
+def test_padding_does_not_undo_skipping():
+    """Tiles of rows without mass and blocks of forbidden pairs: what skipping may have missed stays a small number."""
+    position = torch.linspace(0, 1, 256, dtype=torch.float64)
+    cost = (position[:, None] - position).square()
+    cost[64:128, 128:192] = INF
+    backend, eps, one = NativeBackend(), torch.full((1,), 1e-3, dtype=torch.float64), torch.ones(1, dtype=torch.float64)
+    log_a = torch.full((1, 256), -math.log(256.0), dtype=torch.float64)
+    log_a[:, 8:16] = log_a[:, 200:] = -INF
+    cost = cost[None].float()
+    row = backend.row_lse(cost, log_a, eps)
+    col = backend.col_lse(cost, log_a - row, eps)
+    table = backend.block_min(cost)
+    plain, mass, missed = torch.zeros(1, 256, dtype=torch.float64), torch.zeros(1, 256, dtype=torch.float64), \
+        torch.zeros(1, table.shape[2], dtype=torch.float64)
+    backend.sweep(cost, log_a, log_a, one, eps, 0 * one, plain)
+    backend.sweep(cost, log_a, log_a, one, eps, 0 * one, mass, row_hint=row, col_hint=col, block_min=table,
+                  missed=missed)
+    assert bool((missed < 1e-10).all())
+    assert bool((missed > 0).any())  # something was skipped
+    torch.testing.assert_close(mass, plain, rtol=1e-6, atol=0)
+
+
+def test_nothing_reaches_anything():
+    """No allowed pair and one exact marginal: infinite potentials on either way, and no NaN."""
+    cost = torch.full((2, 3), INF, dtype=torch.float64)
+    case = Case(cost=cost, a=torch.ones(2).double(), b=torch.ones(3).double() / 3, reg=0.3, reg_m=(1.0, INF),
+                reg_type="entropy")
+    native, python = both(case, max_iter=30)
+    assert torch.equal(native.f, python.f)
+    assert torch.equal(native.violation, python.violation)
+    assert int(native.n_iter) == int(python.n_iter)
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_light_columns_beside_heavy_rows(backend):
+    """Column sums far below the heaviest row's, which drops terms that they need, though far above any fixed limit."""
+    rng = generator(14)
+    cost = 9 + 3 * torch.rand(1, 40, 30, generator=rng)
+    cost[0, :20, 1:] = 22.1 + 0.1 * torch.rand(20, 29, generator=rng)  # each term less than 2^-126 of its row's sum ...
+    cost[0, 20, 1:] = 21.5  # ... beside one that is more than that
+    cost[0, :21, 0] = 0
+    offset = torch.zeros(1, 40, dtype=torch.float64)
+    offset[0, :21] = 80
+    problem = build_problem(cost, None, None, 0.25, 0.01, "kl")
+    kernel = GibbsKernel(problem, BACKENDS[backend], 1 << 20)
+    one = torch.ones(1, dtype=torch.float64)
+    swept = kernel.sweep(torch.zeros(1, 30, dtype=torch.float64), offset, 0.1 * one, 0.25 * one, 0 * one)
+    exact = torch.logsumexp(swept.log_u[:, :, None] - cost.double() / 0.25, 1)
+    torch.testing.assert_close(swept.col_lse, exact, rtol=0, atol=1e-4)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .backends.base import WEAK_COLUMN, Backend, log_scaling
+from .backends.base import LOST_TERMS, WEAK_COLUMN, Backend, log_scaling
 from .costs import MATERIALIZE_BYTES, Cost
 from .problem import Problem
 
@@ -74,8 +74,9 @@ class GibbsKernel:
         streamed = 0 if self.matrix is not None else 2 * self.prepared[0].element_size() + self.dtype.itemsize
         bytes_per_entry = max(bytes_per_entry, self.backend.bytes_per_entry + streamed)
         step = max(1, self.block_bytes // max(1, batch * self.m * bytes_per_entry)) if bytes_per_entry else self.n
-        if bytes_per_entry and self.matrix is not None and not self.backend.asynchronous:  # a panel that is used before it leaves the cache
-            step = min(step, max(CACHED_ROWS, CACHED_BYTES // max(1, batch * self.m * max(1, bytes_per_entry))))
+        if bytes_per_entry and self.matrix is not None and not self.backend.asynchronous:
+            # A panel that is used before it leaves the cache.
+            step = min(step, max(CACHED_ROWS, CACHED_BYTES // max(1, batch * self.m * bytes_per_entry)))
         prepared = self.prepared
         if self.matrix is None and entries is not None:
             prepared, entries = tuple(tensor.index_select(0, entries) for tensor in prepared), None
@@ -129,7 +130,9 @@ class GibbsKernel:
         log_u = log_scaling(offset, damping, row_lse)
         alive = log_v > -torch.inf
         col_lse = torch.where(alive, col_mass.log() + shift[:, None] - torch.where(alive, log_v, 0.0), -torch.inf)
-        weak = alive & ~((col_mass >= WEAK_COLUMN) & (col_mass <= 1 / WEAK_COLUMN))
+        heaviest = torch.exp((log_u + row_lse).nan_to_num(nan=-torch.inf).amax(1) - shift)
+        least = (self.n * LOST_TERMS * heaviest).clamp_min(WEAK_COLUMN)[:, None]
+        weak = alive & ~((col_mass >= least) & (col_mass <= 1 / WEAK_COLUMN))
         if self.backend.asynchronous or bool(weak.any()):
             col_lse = torch.where(weak, self.col_lse(log_u, reg, weak, items), col_lse)
         return Sweep(row_lse, col_lse, log_u)

@@ -266,6 +266,7 @@ class _Accelerated(_Loop):
         options = self.options
         moved = answer - certificate.optimal_shift(self.rows, self.cols, here.f, torch.where(
             self.reachable, answer, torch.inf))[:, None]
+        moved = torch.where(self.cols.massive & self.reachable, moved, self.g)  # who takes no part stays
 
         rejected = violation > options.safeguard * self.best
         better = violation < self.best

@@ -4,6 +4,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "constants.h"
+
 namespace uot {
 
 // Rows are summed in the cost's type inside a slab and in double over slabs.  The cut depends on the shape alone,
@@ -71,7 +73,7 @@ using Unit = void (*)(const Job& job, int64_t index, int worker);
 
 // The kernels for one type of cost and one instruction set.
 struct Kernels {
-  int64_t lanes, block;  // entries in a vector; columns in a block
+  int64_t block;  // columns that are summed in the cost's type along a row
   Unit split_rows, split_columns;
   Unit row_lse, sweep, merge_sweep, col_lse, merge_col_lse, col_lse_masked, merge_col_lse_masked, panel, block_min;
   void (*exp2)(const void* in, void* out, int64_t count);

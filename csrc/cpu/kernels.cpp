@@ -21,10 +21,9 @@ namespace uot {
 namespace {
 
 #include "simd.h"
+#include "functions.h"
 
-constexpr double kLog2E = 1.4426950408889634074;
 constexpr double kLn2 = 0.69314718055994530942;
-constexpr double kInfinity = __builtin_inf();
 
 constexpr int kInterleaved = 4;                               // vectors in flight
 constexpr int kPerLine = int(kAlignment / UOT_VECTOR_BYTES);  // vectors in a cache line
@@ -97,7 +96,7 @@ template <class T> void split_rows(const Job& job, int64_t index, int) {
 #include "panel.h"
 
 template <class T> constexpr Kernels kTable = {
-    kLanes<T>, kBlock<T>, split_rows<T>, split_columns<T>, rows_unit<T, false>, rows_unit<T, true>, merge_sweep<T>,
+    kBlock<T>, split_rows<T>, split_columns<T>, rows_unit<T, false>, rows_unit<T, true>, merge_sweep<T>,
     col_lse_unit<T>, merge_col_lse<T>, col_lse_masked_unit<T>, merge_col_lse_masked<T>, panel_unit<T>,
     block_min_unit<T>, exp2_array<T>, exp_array, log_array};
 

@@ -7,8 +7,6 @@
 namespace uot {
 namespace {
 
-constexpr double kInfinity = std::numeric_limits<double>::infinity();
-
 // x log y, 0 for x = 0
 double x_log_y(double x, double y) { return x == 0 && !std::isnan(y) ? 0.0 : x * std::log(y); }
 
@@ -80,7 +78,8 @@ bool Slot::step_accelerated() {
 // The next g and eps.
 void Slot::advance(double violation, bool close) {
   vectors_.offset(answer_, -optimal_shift(), moved_, cols_length_);
-  for (int64_t j = m_; j < cols_length_; ++j) moved_[j] = 0;
+  for (int64_t j = 0; j < cols_length_; ++j)
+    if (live_[j] == -kInfinity) moved_[j] = j < m_ ? g_[j] : 0.0;  // a column that takes no part stays where it is
 
   const bool rejected = violation > settings_.safeguard * best_, better = violation < best_;
   best_ = rejected ? kInfinity : better ? violation : best_;
@@ -152,7 +151,6 @@ void Slot::finish(const PairView& pair, int64_t n_iter, bool at_floor) {
 // This side's part of primal minus dual (uotlib.divergences.KLPenalty.gap).
 double Slot::side_gap(const SideState& side, const double* log_scaling, const double* lse, const double* potential,
                       int64_t points) const {
-  constexpr double kHuge = 1e300;
   double total = 0;
   for (int64_t i = 0; i < points; ++i) {
     const double marginal = std::exp(log_scaling[i] + lse[i]);

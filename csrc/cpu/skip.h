@@ -29,7 +29,10 @@ template <class T> constexpr double kTolerance = sizeof(T) == 4 ? 0x1p-24 : 0x1p
 // The larger of two, NaN if either is: so NaN reaches a comparison, and nothing is skipped.
 inline double greater(double a, double b) { return a > b || a != a ? a : b; }
 
-inline double raised(double value) { return value + std::fabs(value) * 0x1p-20 + 0x1p-20; }
+// -inf, the bound of nothing, stays that.
+inline double raised(double value) {
+  return value == -kInfinity ? value : value + std::fabs(value) * 0x1p-20 + 0x1p-20;
+}
 
 // Per problem and block of columns: the largest sigma log v_j, and the least expected column sum of those that have
 // mass.

@@ -7,9 +7,7 @@
 namespace uot {
 namespace {
 
-constexpr double kInfinity = std::numeric_limits<double>::infinity();
 constexpr int64_t kSampledRows = 32;   // rows of the cost that its spread is taken from
-constexpr double kHuge = 1e300;        // stands for an infinite potential
 constexpr int64_t kSkipEntries = 1 << 14;  // costs smaller than this are swept faster than their blocks are looked up
 constexpr double kSkipBelow = 1.0 / 32;    // eps over the spread of the cost from which blocks may be negligible
 
@@ -163,8 +161,11 @@ void Slot::sweep(bool everyone) {
   vectors_.potential(eps_ * damping_rows_, residual(rows_), row_lse_, f_, rows_length_);
   vectors_.target(live_mass_, g_, cols_.rate, wanted_, cols_length_);
   kernels_.log(sum_, log_sum_, cols_length_);
+  // log2 of the heaviest row's sum
+  const double top = (vectors_.max_affine(1 - damping_rows_, row_lse_, offset_, rows_length_) - shift_) * kLog2E;
+  weak_below_ = std::max(kWeak, double(n_) * kLost * std::exp2(top));
   const Columns columns{sum_, log_sum_, log_v_, residual(cols_), g_, wanted_, shift_, scale_, eps_ * damping_cols_,
-                        col_lse_, answer_};
+                        weak_below_, col_lse_, answer_};
   columns_ = vectors_.columns(columns, cols_length_);
   if (job_.block_min || columns_.weak > 0) std::fill_n(mask_.get(), m_, false);
   const bool missed = job_.block_min && mark_missed();
@@ -205,7 +206,7 @@ bool Slot::mark_missed() {
 bool Slot::weak_columns() {
   bool any = false;
   for (int64_t j = 0; j < m_; ++j) {
-    mask_[j] = mask_[j] || (log_v_[j] > -kHuge && !(sum_[j] >= 1e-25 && sum_[j] <= 1e25));
+    mask_[j] = mask_[j] || (log_v_[j] > -kHuge && !(sum_[j] >= weak_below_ && sum_[j] <= 1 / kWeak));
     any = any || mask_[j];
   }
   if (!any) return false;
@@ -263,7 +264,8 @@ double Slot::spread() const {
       high = std::max(high, value);
     }
   }
-  return low < high ? 0.5 * (high - low) : 0.0;
+  const double spread = 0.5 * high - 0.5 * low;
+  return low < high && std::isfinite(spread) ? spread : 0.0;
 }
 
 void Slot::masked_col_lse(const double* log_u, double* lse) {

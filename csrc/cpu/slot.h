@@ -92,7 +92,7 @@ class Slot {
 
   int64_t index_ = -1, passes_ = 0, record_pass_ = 0;
   double reg_ = 0, eps_ = 0, damping_rows_ = 0, damping_cols_ = 0, shift_ = 0, scale_ = 0;
-  double violation_ = 0, best_ = 0, record_ = 0;
+  double weak_below_ = 0, violation_ = 0, best_ = 0, record_ = 0;
   bool checked_ = false, lost_ = false, confirming_ = false, hinted_ = false, all_reachable_ = true;
   ColumnsResult columns_{};
 

@@ -18,20 +18,12 @@ namespace uot {
 namespace {
 
 #include "simd.h"
+#include "functions.h"
 
-constexpr double kLog2E = 1.4426950408889634074;
-constexpr double kInfinity = __builtin_inf(), kNaN = __builtin_nan("");
-constexpr double kHuge = 1e300;          // stands for an infinite potential, so that times rate 0 it is 0
-constexpr double kWeak = 1e-25;          // column sums outside [kWeak, 1 / kWeak] may have lost terms
 constexpr int64_t kLane = kLanes<double>;
 constexpr int64_t kSpan = 512;           // entries of a vector that stay in the first cache
 
-using V = Vec<double>;
-
-inline V exp_of(V x) {
-  const V y = x * kLog2E;
-  return exp2_of<double>(y > Simd<double>::kCeiling ? splat(Simd<double>::kCeiling) : y);
-}
+using V = Reals;
 
 inline V clamped(V x) {
   x = x > kHuge ? splat(kHuge) : x;
@@ -90,7 +82,7 @@ ColumnsResult columns(const Columns& c, int64_t length) {
     store(c.answer + j, alive && finite ? answer : g);
     mass += plan;
     deviation += magnitude(plan - load(c.wanted + j));
-    weak += alive && !(sum >= kWeak && sum <= 1 / kWeak) ? one : zero;
+    weak += alive && !(sum >= c.weak_below && sum <= 1 / kWeak) ? one : zero;
     broken += alive && !finite ? one : zero;
   }
   return {sum_of<double>(mass), sum_of<double>(deviation), int64_t(sum_of<double>(weak)),
@@ -105,6 +97,12 @@ Marginal marginal(const double* log_scaling, const double* lse, const double* wa
     deviation += magnitude(value - load(wanted + j));
   }
   return {sum_of<double>(mass), sum_of<double>(deviation)};
+}
+
+double max_affine(double a, const double* x, const double* y, int64_t length) {
+  V top = splat(-kInfinity);
+  for (int64_t j = 0; j < length; j += kLane) top = larger<double>(load(x + j) * a + load(y + j), top);
+  return max_of<double>(top);
 }
 
 double max_abs(const double* x, int64_t length) {
@@ -182,7 +180,7 @@ void push(const double* point, const double* image, double* last_image, double* 
   }
 }
 
-constexpr Vectors kVectors = {affine, offset, potential, target, log_total, columns, marginal, max_abs, has_minus_inf, gram,
+constexpr Vectors kVectors = {affine, offset, potential, target, log_total, columns, marginal, max_affine, max_abs, has_minus_inf, gram,
                               combine, push};
 
 }  // namespace

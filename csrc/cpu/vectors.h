@@ -12,7 +12,7 @@ constexpr int64_t kMaxHistory = 64;   // most vectors that `gram` takes
 // Columns after a sweep.  A column takes part where log_v > -inf.
 struct Columns {
   const double *sum, *log_sum, *log_v, *residual, *g, *wanted;  // residual: null for 0
-  double shift, scale, step;                                    // scale = e^shift
+  double shift, scale, step, weak_below;                        // scale = e^shift
   double *lse, *answer;                                         // out
 };
 
@@ -39,6 +39,7 @@ struct Vectors {
   ColumnsResult (*columns)(const Columns& columns, int64_t length);
   // Of the marginal e^(log_scaling + lse): its sum, and its L1 distance from `wanted`.
   Marginal (*marginal)(const double* log_scaling, const double* lse, const double* wanted, int64_t length);
+  double (*max_affine)(double a, const double* x, const double* y, int64_t length);  // of a x + y, but for NaN
   double (*max_abs)(const double* x, int64_t length);  // over finite entries
   bool (*has_minus_inf)(const double* x, int64_t length);
   // out[k * count + l] = sum_j weight_j x_k[j] x_l[j] for k <= l

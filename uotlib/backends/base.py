@@ -1,4 +1,4 @@
-r"""What a backend is: four operations on a block of rows of the cost, and one sentence.
+r"""What a backend is: four operations on a block of rows of the cost, one sentence, and a whole solve where it has one.
 
 All of them work with the Gibbs kernel :math:`K = e^{-C/\varepsilon}` and the scalings of the plan,
 :math:`T_{ij} = u_i K_{ij} v_j`, given by their logarithms.  A backend never sees masses, penalties or
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 #: Column sums of a sweep below this (in units of exp(shift)) may have lost terms to underflow.
 WEAK_COLUMN = 1e-25
+#: So may those below n times this share of the heaviest row's sum.
+LOST_TERMS = 2.0**-98
 #: Most entries of the cost that are copied at a time to redo single columns.
 MASKED_ENTRIES = 1 << 21
 

@@ -1,4 +1,5 @@
-"""The four operations on the CPU, by the compiled kernels of csrc/cpu: one read of the cost each.
+"""The operations on the CPU, by the compiled kernels of csrc/cpu: one read of the cost each, or less of it by a sweep
+that may skip blocks; and whole solves (`native_solve`).
 
 Arithmetic is in the type of the cost.  Sums along a row are in that type within a block of 4 KiB of columns and in
 float64 over blocks.  Sums down a column are in that type within a slab of rows and in float64 over slabs, at most 64
@@ -120,7 +121,6 @@ class NativeBackend(Backend):
         plan = torch.empty(count, n, m, dtype=cost.dtype)
         _kernels().panel(_cost(cost, reg, items), log_u.data_ptr(), log_v.data_ptr(), plan.data_ptr())
         return plan
-
 
     def solve(self, problem: Problem, cost: Tensor, method: str, max_iter: int, tol: float | None,
               init: tuple[Tensor, Tensor] | None, options: SolverOptions) -> Outcome | None:
