@@ -98,7 +98,7 @@ def unbalanced_sinkhorn(cost: Tensor | Cost, a: Tensor | None = None, b: Tensor 
     kernel = GibbsKernel(problem, chosen, options.block_bytes)
     outcome = solve(problem, kernel, method, max_iter, tol, start, options)
     _warn(problem, outcome, max_iter, tol)
-    return Solution(problem, kernel, outcome, grad)
+    return Solution(problem, kernel, outcome, grad, options)
 
 
 def _check_settings(method: object, max_iter: object, tol: object, grad: object, backend: object,

@@ -18,7 +18,6 @@ What differs from POT 0.9.7, each time because the answer would be wrong or miss
 
 from __future__ import annotations
 
-import copy
 import functools
 import math
 import warnings
@@ -156,7 +155,8 @@ class _Run:
         if not self.measured:
             return solution.transport_cost
         plan = solution.plan
-        return torch.where(plan > 0, plan * self.cost, 0.0).sum(dtype=torch.float64).to(plan.dtype)
+        cost = torch.where(torch.isfinite(self.cost), self.cost, 0.0)
+        return torch.where(plan > 0, plan * cost, 0.0).sum(dtype=torch.float64).to(plan.dtype)
 
     def total_cost(self, solution: Solution) -> Tensor:
         """The whole objective, () or (k,)."""
@@ -165,8 +165,7 @@ class _Run:
     def log(self) -> dict[str, Any]:
         """POT's dict, of constants."""
         with torch.no_grad():
-            constant = copy.copy(self.solution)
-            constant._attached = False
+            constant = self.solution._detached()
             log_u = constant.f / _number(self.reg) + self.shifts[0]
             log_v = constant.g / _number(self.reg) + self.shifts[1]
             return {"err": self.violations or [float(constant.violation.max())],
