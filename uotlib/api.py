@@ -98,7 +98,7 @@ def unbalanced_sinkhorn(cost: Tensor | Cost, a: Tensor | None = None, b: Tensor 
     kernel = GibbsKernel(problem, chosen, options.block_bytes)
     outcome = solve(problem, kernel, method, max_iter, tol, start, options)
     _warn(problem, outcome, max_iter, tol)
-    return Solution(problem, kernel, outcome, grad, options)
+    return Solution(problem, kernel, outcome, grad, options, start)
 
 
 def _check_settings(method: object, max_iter: object, tol: object, grad: object, backend: object,
@@ -114,10 +114,11 @@ def _check_settings(method: object, max_iter: object, tol: object, grad: object,
             raise TypeError(f"tol must be None or a number, got {type(tol).__name__}")
         if not 0 <= tol < math.inf:
             raise ValueError(f"tol must be finite and not negative, got {tol}")
-    if grad == "unrolled":
-        raise ValueError("grad='unrolled' is not available in this version: use 'implicit', 'envelope' or 'none'")
-    if grad not in ("implicit", "envelope", "none"):
-        raise ValueError(f"grad must be 'implicit', 'envelope' or 'none', got {grad!r}")
+    if grad not in ("implicit", "unrolled", "envelope", "none"):
+        raise ValueError(f"grad must be 'implicit', 'unrolled', 'envelope' or 'none', got {grad!r}")
+    if grad == "unrolled" and method != "sinkhorn":
+        raise ValueError(f"grad='unrolled' differentiates the iterations of method='sinkhorn', got method={method!r}, "
+                         "whose acceleration has no clean derivative: use grad='implicit'")
     if not isinstance(backend, str):
         raise TypeError(f"backend must be a str, got {type(backend).__name__}")
     if options is None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from .gradients.potentials import Potentials
 from .gradients.products import Marginal, Plan, PlanProduct, TransportCost
 from .gradients.solved import Solved, version_of
+from .gradients.unrolled import unrolled_potentials, unrolled_value
 from .gradients.value import EnvelopeValue, primal_value
 from .operators import GibbsKernel
 from .options import SolverOptions
@@ -43,11 +44,11 @@ class Solution:
     converged: Tensor
 
     def __init__(self, problem: Problem, kernel: GibbsKernel, outcome: Outcome, grad: str,
-                 options: SolverOptions) -> None:
+                 options: SolverOptions, start: tuple[Tensor, Tensor] | None = None) -> None:
         self._problem, self._kernel, self._pair = problem, kernel, outcome.pair
         self._solved = Solved(problem, kernel, outcome.pair, options,
                               tuple(version_of(tensor) for _, tensor in problem.named))
-        self._grad = grad
+        self._grad, self._start = grad, start
         self._attached = grad != "none" and torch.is_grad_enabled() and any(
             tensor.requires_grad for _, tensor in problem.named)
         self.violation, self.gap = self._scalar(outcome.violation), self._scalar(outcome.gap)
@@ -72,6 +73,9 @@ class Solution:
         if not self._attached:
             return self._scalar(primal_value(self._problem, self._pair))
         with torch.enable_grad():
+            if self._grad == "unrolled":
+                f, g = self._inputs[3:5]
+                return self._scalar(unrolled_value(self._solved, *self._problem.inputs, f, g, *self._prepared))
             return self._scalar(EnvelopeValue.apply(self._solved, *self._problem.inputs, *self._prepared))
 
     @cached_property
@@ -206,8 +210,12 @@ class Solution:
         problem = self._problem
         if not self._attached:
             return (*(tensor.detach() for tensor in problem.inputs[:3]), self._pair.f, self._pair.g,
-                    *self._kernel.prepared)
-        f, g = Potentials.apply(self._solved, *problem.inputs, *self._prepared)
+                    *(tensor.detach() for tensor in self._kernel.prepared))
+        if self._grad == "unrolled":
+            start = torch.zeros_like(self._pair.g) if self._start is None else self._start[1]
+            f, g = unrolled_potentials(self._solved, start, self.n_iter.reshape(-1), problem.inputs, self._prepared)
+        else:
+            f, g = Potentials.apply(self._solved, *problem.inputs, *self._prepared)
         return (*problem.inputs[:3], f, g, *self._prepared)
 
     def _detached(self) -> Solution:

@@ -21,18 +21,30 @@ class PlanProduct(torch.autograd.Function):
     :math:`T\,\mathrm{diag}(1/T^\top\mathbf 1)` (side 1), in which that side's potential and mass drop out: each row is
     a softmax.  For an incoming gradient D of Y, :math:`W = M\cdot(D V^\top)` less, for a softmax,
     :math:`M\cdot\langle D, Y\rangle`, the inner product being that of rows; V gets M' D.
+
+    A softmax is divided by the sums of the very entries that it is made of: where float32 rounds them by 1e-4 (at eps
+    1e-4), W would not sum to zero otherwise, and the adjoint magnifies that by tau / eps.
     """
 
     @staticmethod
     def forward(ctx: Any, solved: Solved, side: int, normalised: bool, v: Tensor, *inputs: Tensor) -> Tensor:
         ctx.solved, ctx.side, ctx.normalised = solved, side, normalised
-        answer = v.new_zeros(len(v), solved.kernel.m if side else solved.kernel.n, v.shape[2])
+        kernel = solved.kernel
+        answer = v.new_zeros(len(v), kernel.m if side else kernel.n, v.shape[2])
+        sums = v.new_zeros(answer.shape[:2]) if normalised else None
         for span, _, plan in solved.blocks(*_scalings(solved, side, normalised)):
             if side == 0:
                 answer[:, span] = matmul(plan, v)
             else:
                 answer += matmul(plan.mT, v[:, span])
-        ctx.save_for_backward(v, answer)
+            if sums is not None and side == 0:
+                sums[:, span] = plan.sum(2)
+            elif sums is not None:
+                sums += plan.sum(1)
+        if sums is not None:
+            sums = torch.where(sums > 0, sums, 1.0)
+            answer /= sums[:, :, None]
+        ctx.save_for_backward(v, answer, sums)
         return answer
 
     @staticmethod
@@ -40,11 +52,14 @@ class PlanProduct(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         solved: Solved = ctx.solved
         solved.check()
-        v, answer = ctx.saved_tensors
+        v, answer, sums = ctx.saved_tensors
         side, normalised = ctx.side, ctx.normalised
         needs = ctx.needs_input_grad[4:]
         to_v = torch.zeros_like(v) if ctx.needs_input_grad[3] else None
-        mean = (grad * answer).sum(2) if normalised else None
+        mean = None
+        if normalised:
+            grad = grad / sums[:, :, None]
+            mean = (grad * answer).sum(2)
         scalings = _scalings(solved, side, normalised)
 
         def weigh(span: slice, cost: Tensor, plan: Tensor) -> tuple[Tensor, None]:
