@@ -76,7 +76,8 @@ class Solution:
             if self._grad == "unrolled":
                 f, g = self._inputs[3:5]
                 return self._scalar(unrolled_value(self._solved, *self._problem.inputs, f, g, *self._prepared))
-            return self._scalar(EnvelopeValue.apply(self._solved, *self._problem.inputs, *self._prepared))
+            twice = self._grad == "implicit"
+            return self._scalar(EnvelopeValue.apply(self._solved, twice, *self._problem.inputs, *self._prepared))
 
     @cached_property
     def transport_cost(self) -> Tensor:

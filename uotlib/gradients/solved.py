@@ -154,11 +154,16 @@ def _massless_sums(solved: Solved, log_x: Tensor, log_y: Tensor, weigh: Weigh, s
 
 def _pull_back(solved: Solved, rows: slice, gradient: Tensor, into: tuple[Tensor, ...]) -> None:
     """Add the gradients to the prepared tensors that come through these rows of the cost; a shared cost gets sums."""
-    kernel, items = solved.kernel, solved.kernel.cost_items
-    if items is not None:
-        shared = gradient.new_zeros(len(kernel.prepared[0]), *gradient.shape[1:])
-        gradient = shared.index_add_(0, items, gradient)
-    kernel.cost.pull_back(kernel.prepared, rows, kernel.dtype, gradient, into)
+    kernel = solved.kernel
+    kernel.cost.pull_back(kernel.prepared, rows, kernel.dtype, shared_sum(solved, gradient), into)
+
+
+def shared_sum(solved: Solved, block: Tensor) -> Tensor:
+    """A block (B, rows, m) summed over the problems that share a cost: over the cost's own batch."""
+    if solved.kernel.cost_items is None:
+        return block
+    shared = block.new_zeros(len(solved.kernel.prepared[0]), *block.shape[1:])
+    return shared.index_add_(0, solved.kernel.cost_items, block)
 
 
 def matmul(left: Tensor, right: Tensor) -> Tensor:

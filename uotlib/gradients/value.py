@@ -15,7 +15,8 @@ from ..divergences import kl
 from ..outcome import Pair
 from ..problem import Problem, Side
 from .products import TransportCost
-from .solved import Solved, dot, plan_gradients
+from .second import differentiable_envelope, pulled_back_plan
+from .solved import Solved, dot
 
 
 def primal_value(problem: Problem, pair: Pair) -> Tensor:
@@ -33,21 +34,28 @@ def primal_value(problem: Problem, pair: Pair) -> Tensor:
 
 
 class EnvelopeValue(torch.autograd.Function):
-    """Value as a function of a, b, reg, tau_a, tau_b and the cost's prepared tensors."""
+    """Value as a function of a, b, reg, tau_a, tau_b and the cost's prepared tensors.
+
+    ``twice`` lets its gradient be differentiated, which takes the adjoint.
+    """
 
     @staticmethod
-    def forward(ctx: Any, solved: Solved, *inputs: Tensor) -> Tensor:
-        ctx.solved = solved
+    def forward(ctx: Any, solved: Solved, twice: bool, *inputs: Tensor) -> Tensor:
+        ctx.solved, ctx.twice = solved, twice
+        ctx.save_for_backward(*inputs)
         return primal_value(solved.problem, solved.pair)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():
-            raise RuntimeError("second derivatives of Solution.value are not available: its backward was asked to be "
-                               "differentiable (create_graph=True)")
         solved: Solved = ctx.solved
         solved.check()
-        return (None, *envelope_gradients(solved, grad, ctx.needs_input_grad[1:]))
+        needs = ctx.needs_input_grad[2:]
+        if not torch.is_grad_enabled():
+            return (None, None, *envelope_gradients(solved, grad, needs))
+        if not ctx.twice:
+            raise RuntimeError("grad='envelope' has no second derivatives: Solution.value's backward was asked to be "
+                               "differentiable (create_graph=True); solve with grad='implicit'")
+        return (None, None, *differentiable_envelope(solved, grad, ctx.saved_tensors, needs))
 
 
 def envelope_gradients(solved: Solved, grad: Tensor, needs: tuple[bool, ...]) -> list[Tensor | None]:
@@ -79,11 +87,6 @@ def envelope_gradients(solved: Solved, grad: Tensor, needs: tuple[bool, ...]) ->
         reg_gradient() if needs[2] else None,
         tau_gradient(rows, pair.row_mass) if needs[3] else None,
         tau_gradient(cols, pair.col_mass) if needs[4] else None]
-    if not any(needs[5:]):
-        return gradients + [None] * len(needs[5:])
-
-    def weigh(span: slice, cost: Tensor, plan: Tensor) -> tuple[Tensor, None]:
-        """dV/dC = T, as the W of a loss whose gradient to the cost is -W / eps."""
-        return plan * (-grad * reg)[:, None, None].to(plan.dtype), None
-
-    return gradients + plan_gradients(solved, pair.log_u, pair.log_v, weigh, (False,) * 5 + needs[5:])[5:]
+    if any(needs[5:]):
+        return gradients + pulled_back_plan(solved, grad, list(needs[5:]))
+    return gradients + [None] * len(needs[5:])
