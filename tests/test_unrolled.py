@@ -35,7 +35,7 @@ def torch_loop(case: Case, inputs: list[Tensor], n_iter: int, g: Tensor) -> tupl
     entropy = kl(plan, a[:, None] * b) if product else (plan * (log_plan - 1)).sum()
     value = (cost * plan).sum() + reg * entropy
     for tau, p, q in ((tau_a, plan.sum(1), a), (tau_b, plan.sum(0), b)):
-        value = value if math.isinf(tau) else value + tau * kl(p, q)
+        value = value if math.isinf(tau.detach()) else value + tau * kl(p, q)
     return f, g, plan, value
 
 

@@ -57,28 +57,50 @@ class Scaled:
     col_diagonal: Tensor
     preconditioner: Tensor
 
+    @classmethod
+    def of(cls, solved: Solved) -> Scaled:
+        """With diagonals still to be found: `eliminate_rows` does."""
+        log_x, root_r = _half_scaling(solved.pair.log_u, solved.pair.row_lse)
+        log_y, root_c = _half_scaling(solved.pair.log_v, solved.pair.col_lse)
+        return cls(solved, log_x, log_y, root_r, root_c, torch.ones_like(root_r), torch.ones_like(root_c),
+                   torch.ones_like(root_c))
 
-def scaled_system(solved: Solved) -> Scaled:
-    """One pass over the cost."""
-    pair, problem = solved.pair, solved.problem
-    log_x, root_r = _half_scaling(pair.log_u, pair.row_lse)
-    log_y, root_c = _half_scaling(pair.log_v, pair.col_lse)
-    row_sum, col_sum, square = torch.empty_like(root_r), torch.zeros_like(root_c), torch.zeros_like(root_c)
-    row_ratio = 1 + problem.reg * problem.rows.penalty.inverse
-    col_ratio = 1 + problem.reg * problem.cols.penalty.inverse
-    for span, _, plan in solved.blocks(log_x, log_y):
-        row_sum[:, span] = _times(plan, root_c)
-        of_one = _near_one(row_sum[:, span], root_r[:, span])
-        col_sum += _times(plan.mT, root_r[:, span])
-        square += _times(plan.square_().mT, 1 / (of_one * row_ratio[:, None]))
-    rows = _near_one(row_sum, root_r) * row_ratio[:, None]
-    cols = _near_one(col_sum, root_c) * col_ratio[:, None]
-    least = (cols - 1 / row_ratio[:, None]).clamp_min(LEAST_DIAGONAL)
-    return Scaled(solved, log_x, log_y, root_r, root_c, rows, cols, torch.maximum(cols - square, least))
+    def eliminate_rows(self, row_side: Tensor, col_side: Tensor) -> Tensor:
+        """Find the diagonals, and the right-hand side of the Schur complement, (B, m), in one pass over the cost."""
+        problem = self.solved.problem
+        row_ratio = 1 + (problem.reg * problem.rows.penalty.inverse)[:, None]
+        col_ratio = 1 + (problem.reg * problem.cols.penalty.inverse)[:, None]
+        rhs = col_side.clone()
+        col_sum, square = torch.zeros_like(rhs), torch.zeros_like(rhs)
+        for span, _, plan in self.solved.blocks(self.log_x, self.log_y):
+            root = self.root_r[:, span]
+            rows = self.row_diagonal[:, span] = _near_one(times(plan, self.root_c), root) * row_ratio
+            back = torch.stack([root, row_side[:, span] / rows], 2).to(plan.dtype)
+            products = matmul(plan.mT, back).double()
+            col_sum += products[:, :, 0]
+            rhs -= products[:, :, 1]
+            square += times(plan.square_().mT, 1 / rows)
+        self.col_diagonal = _near_one(col_sum, self.root_c) * col_ratio
+        least = (self.col_diagonal - 1 / row_ratio).clamp_min(LEAST_DIAGONAL)
+        self.preconditioner = torch.maximum(self.col_diagonal - square, least)
+        return rhs
 
 
-def solve_adjoint(system: Scaled, grad_f: Tensor, grad_g: Tensor) -> tuple[Tensor, Tensor]:
-    r""":math:`(\hat l, \hat u)`, (B, n) and (B, m), of gradients (B, n) and (B, m) that reach the potentials.
+@dataclass
+class Multipliers:
+    r""":math:`\hat u`, (B, m), and what gives :math:`\hat l` once N is at hand, which spares a pass over the cost."""
+
+    system: Scaled
+    u: Tensor
+    row_side: Tensor
+
+    def of_rows(self, rows: slice, nu: Tensor) -> Tensor:
+        r""":math:`\hat l` of these rows, from those of :math:`N\hat u`, both (B, rows)."""
+        return (self.row_side[:, rows] - nu) / self.system.row_diagonal[:, rows]
+
+
+def solve_adjoint(system: Scaled, grad_f: Tensor, grad_g: Tensor) -> Multipliers:
+    r"""Multipliers of a loss with gradients (B, n) and (B, m) to the potentials.
 
     Where both marginals are exact, (f + t, g - t) is as good as (f, g), and the gradient is that of the potentials
     whose change has :math:`\langle c, \delta g\rangle = 0`; a loss of the plan does not depend on this choice.
@@ -86,23 +108,16 @@ def solve_adjoint(system: Scaled, grad_f: Tensor, grad_g: Tensor) -> tuple[Tenso
     Warns:
         ConvergenceWarning: if an item's residual is above ``adjoint_tol`` after ``adjoint_max_iter`` steps.
     """
-    solved, options = system.solved, system.solved.options
-    reg = solved.problem.reg[:, None]
-    row_side = torch.where(system.root_r > 0, reg * grad_f / system.root_r, 0.0)
-    col_side = torch.where(system.root_c > 0, reg * grad_g / system.root_c, 0.0)
+    reg, options = system.solved.problem.reg[:, None], system.solved.options
+    row_side, col_side = (torch.where(root > 0, reg * grad / torch.where(root > 0, root, 1.0), 0.0)
+                          for root, grad in ((system.root_r, grad_f), (system.root_c, grad_g)))
     # The products are in the type of the cost, which may not hold numbers as small or large as these.
     scale = torch.maximum(row_side.abs().amax(1), col_side.abs().amax(1))[:, None]
     scale = torch.where(scale > 0, scale, 1.0)
-    row_side, col_side = row_side / scale, col_side / scale
-    rhs = col_side.clone()
-    for span, _, plan in solved.blocks(system.log_x, system.log_y):
-        rhs -= _times(plan.mT, row_side[:, span] / system.row_diagonal[:, span])
-    found, residual = _conjugate_gradients(system, rhs, options.adjoint_tol, options.adjoint_max_iter)
+    rhs = system.eliminate_rows(row_side / scale, col_side / scale)
+    u, residual = _conjugate_gradients(system, rhs, options.adjoint_tol, options.adjoint_max_iter)
     _warn(residual, options.adjoint_tol, options.adjoint_max_iter)
-    l = torch.empty_like(row_side)
-    for span, _, plan in solved.blocks(system.log_x, system.log_y):
-        l[:, span] = (row_side[:, span] - _times(plan, found)) / system.row_diagonal[:, span]
-    return l * scale, found * scale
+    return Multipliers(system, u * scale, row_side)
 
 
 def _conjugate_gradients(system: Scaled, rhs: Tensor, tol: float, max_iter: int) -> tuple[Tensor, Tensor]:
@@ -154,12 +169,10 @@ def _schur_product(system: Scaled, vector: Tensor, items: Tensor | None) -> Tens
     """(column diagonal - N' N / row diagonal) times a vector (A, m), reading the cost once."""
     parts = system.log_x, system.log_y, system.row_diagonal, system.col_diagonal, system.solved.problem.reg
     log_x, log_y, rows, cols, reg = parts if items is None else tuple(part[items] for part in parts)
-    largest = vector.abs().amax(1, keepdim=True).clamp_min(torch.finfo(vector.dtype).tiny)
-    operand = vector / largest
-    product = cols * operand
+    product = cols * vector
     for span, _, plan in system.solved.kernel.plan_and_cost(log_x, log_y, reg, 1, items):
-        product -= _times(plan.mT, _times(plan, operand) / rows[:, span])
-    return product * largest
+        product -= times(plan.mT, times(plan, vector) / rows[:, span])
+    return product
 
 
 def _half_scaling(log_scaling: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
@@ -176,9 +189,11 @@ def _near_one(total: Tensor, expected: Tensor) -> Tensor:
     return torch.where((ratio > 0.5) & (ratio < 2.0), ratio, 1.0)
 
 
-def _times(block: Tensor, vector: Tensor) -> Tensor:
-    """Batched matrix-vector product, the vector float64 before and after."""
-    return matmul(block, vector.to(block.dtype)[:, :, None])[:, :, 0].double()
+def times(block: Tensor, vector: Tensor) -> Tensor:
+    """Batched matrix-vector product, the vector float64 before and after; it may have numbers of any size."""
+    largest = vector.abs().amax(1, keepdim=True)
+    largest = torch.where(largest > 0, largest, 1.0)
+    return matmul(block, (vector / largest).to(block.dtype)[:, :, None])[:, :, 0].double() * largest
 
 
 def _relative(size: Tensor, first: Tensor) -> Tensor:

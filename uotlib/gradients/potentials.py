@@ -22,8 +22,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..problem import Side
-from .adjoint import Scaled, scaled_system, solve_adjoint
-from .solved import Solved, dot, matmul, normalising, plan_gradients
+from .adjoint import Multipliers, Scaled, solve_adjoint, times
+from .solved import Solved, dot, normalising, plan_gradients
 
 
 class Potentials(torch.autograd.Function):
@@ -49,15 +49,14 @@ def potential_gradients(solved: Solved, grad_f: Tensor, grad_g: Tensor,
     problem, pair = solved.problem, solved.pair
     grads = [torch.where(torch.isfinite(potential), grad, 0.0)
              for potential, grad in ((pair.f, grad_f), (pair.g, grad_g))]
-    system = scaled_system(solved)
+    system = Scaled.of(solved)
     # Points that do not act on any other: their update is an explicit function of the other side.
     for side, root in enumerate((system.root_r, system.root_c)):
         idle = (root == 0) & (grads[side] != 0)
         if bool(idle.any()):
             grads[1 - side] = grads[1 - side] + _through_update(solved, side, torch.where(idle, grads[side], 0.0),
                                                                 total)
-    l, u = solve_adjoint(system, *grads)
-    _add_plan_part(system, l, u, total)
+    l, u = _add_plan_part(solve_adjoint(system, *grads), total)
     row_weight, col_weight = system.root_r * l, system.root_c * u  # r l and c u
     for name, own, potential, weight in (("a", problem.rows, pair.f, row_weight),
                                          ("b", problem.cols, pair.g, col_weight)):
@@ -96,23 +95,25 @@ class _Total:
         return gradients
 
 
-def _add_plan_part(system: Scaled, l: Tensor, u: Tensor, total: _Total) -> None:
-    """What comes through the entries of the plan: gradients to cost and reg, and to the masses in the kl convention."""
+def _add_plan_part(found: Multipliers, total: _Total) -> tuple[Tensor, Tensor]:
+    r"""What comes through the entries of the plan: gradients to cost and reg, and to the masses ("kl").
+
+    Returns:
+        :math:`(\hat l, \hat u)`, (B, n) and (B, m): the first is found on the way.
+    """
+    system, u = found.system, found.u
     solved = system.solved
     pair, problem = solved.pair, solved.problem
     reg = problem.reg[:, None]
-    needs_masses = solved.by_product and (total.needs["a"] or total.needs["b"])
-    if not (any(total.cost_needs) or total.needs["reg"] or needs_masses):
-        return
-    tu, tl = torch.zeros_like(l), torch.zeros_like(u)  # (T u) / root_r and (T' l) / root_c
+    l, nu, nl = torch.zeros_like(pair.f), torch.zeros_like(pair.f), torch.zeros_like(u)  # l, N u and N' l
 
     def weigh(span: slice, cost: Tensor, plan: Tensor) -> tuple[Tensor, None]:
-        if needs_masses:
-            tu[:, span] = _times(plan, u)
-            tl.add_(_times(plan.mT, l[:, span]))
+        nu[:, span] = times(plan, u)
+        l[:, span] = found.of_rows(span, nu[:, span])
+        nl.add_(times(plan.mT, l[:, span]))
         kind = plan.dtype
-        weight = torch.einsum("bi,bj->bij", l[:, span].to(kind), system.root_c.to(kind))
-        weight += torch.einsum("bi,bj->bij", system.root_r[:, span].to(kind), u.to(kind))
+        weight = l[:, span, None].to(kind) * system.root_c[:, None, :].to(kind)
+        weight += system.root_r[:, span, None].to(kind) * u[:, None, :].to(kind)
         return weight.mul_(plan).neg_(), None
 
     needs = (False, False, total.needs["reg"], False, False, *total.cost_needs)
@@ -120,9 +121,9 @@ def _add_plan_part(system: Scaled, l: Tensor, u: Tensor, total: _Total) -> None:
     total.add("reg", gradients[2])
     if any(total.cost_needs):
         total.add_cost([gradient for gradient in gradients[5:] if gradient is not None])
-    if not needs_masses:
-        return
-    for name, side, root, sums in (("a", problem.rows, system.root_r, tu), ("b", problem.cols, system.root_c, tl)):
+    if not solved.by_product:
+        return l, u
+    for name, side, root, sums in (("a", problem.rows, system.root_r, nu), ("b", problem.cols, system.root_c, nl)):
         total.add(name, torch.where(side.massive, -root * sums / torch.where(side.massive, side.mass, 1.0), 0.0))
     massless_rows, massless_cols = solved.massless
     # T / a for rows without mass, against u; T / b for columns without mass, against l.
@@ -130,14 +131,15 @@ def _add_plan_part(system: Scaled, l: Tensor, u: Tensor, total: _Total) -> None:
         log_x = torch.where(massless_rows, pair.f / reg, -torch.inf)
         at_zero = torch.zeros_like(l)
         for span, _, plan in solved.blocks(log_x, pair.log_v):
-            at_zero[:, span] = _times(plan, _unscaled(u, system.root_c))
+            at_zero[:, span] = times(plan, _unscaled(u, system.root_c))
         total.add("a", -at_zero)
     if total.needs["b"] and bool(massless_cols.any()):
         log_y = torch.where(massless_cols, pair.g / reg, -torch.inf)
         at_zero = torch.zeros_like(u)
         for span, _, plan in solved.blocks(pair.log_u, log_y):
-            at_zero += _times(plan.mT, _unscaled(l, system.root_r)[:, span])
+            at_zero += times(plan.mT, _unscaled(l, system.root_r)[:, span])
         total.add("b", -at_zero)
+    return l, u
 
 
 def _through_update(solved: Solved, side: int, grad: Tensor, total: _Total) -> Tensor:
@@ -176,7 +178,3 @@ def _through_update(solved: Solved, side: int, grad: Tensor, total: _Total) -> T
 def _unscaled(scaled: Tensor, root: Tensor) -> Tensor:
     """l from its scaled form; 0 for a point that takes no part."""
     return torch.where(root > 0, scaled / torch.where(root > 0, root, 1.0), 0.0)
-
-
-def _times(block: Tensor, vector: Tensor) -> Tensor:
-    return matmul(block, vector.to(block.dtype)[:, :, None])[:, :, 0].double()

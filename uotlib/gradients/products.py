@@ -62,22 +62,25 @@ class PlanProduct(torch.autograd.Function):
             mean = (grad * answer).sum(2)
         scalings = _scalings(solved, side, normalised)
 
+        def to_operand(span: slice, plan: Tensor) -> None:
+            if to_v is not None and side == 0:
+                to_v.add_(matmul(plan.mT, grad[:, span]))
+            elif to_v is not None:
+                to_v[:, span] = matmul(plan, grad)
+
         def weigh(span: slice, cost: Tensor, plan: Tensor) -> tuple[Tensor, None]:
             slope = matmul(grad[:, span], v.mT) if side == 0 else matmul(v[:, span], grad.mT)
             if mean is not None:
                 slope -= mean[:, span, None] if side == 0 else mean[:, None, :]
             return slope.mul_(plan), None
 
-        if to_v is not None:
-            for span, _, plan in solved.blocks(*scalings):
-                if side == 0:
-                    to_v += matmul(plan.mT, grad[:, span])
-                else:
-                    to_v[:, span] = matmul(plan, grad)
         gradients: list[Tensor | None] = [None] * len(needs)
         if any(needs):
             gradients = plan_gradients(solved, *scalings, weigh, needs, rows=not (normalised and side == 0),
-                                       cols=not (normalised and side == 1))
+                                       cols=not (normalised and side == 1), see=to_operand)
+        else:
+            for span, _, plan in solved.blocks(*scalings):
+                to_operand(span, plan)
         return (None, None, None, to_v, *gradients)
 
 

@@ -74,7 +74,8 @@ def dot(weight: Tensor, potential: Tensor) -> Tensor:
 
 
 def plan_gradients(solved: Solved, log_x: Tensor, log_y: Tensor, weigh: Weigh, needs: Sequence[bool], *,
-                   rows: bool = True, cols: bool = True) -> list[Tensor | None]:
+                   rows: bool = True, cols: bool = True,
+                   see: Callable[[slice, Tensor], None] | None = None) -> list[Tensor | None]:
     r"""Gradients of a loss of :math:`M_{ij} = e^{x_i + y_j - C_{ij}/\varepsilon}` to a, b, reg, f, g and the cost.
 
     .. math:: \frac{\partial L}{\partial f} = \frac{W\mathbf 1}{\varepsilon},\quad
@@ -92,12 +93,15 @@ def plan_gradients(solved: Solved, log_x: Tensor, log_y: Tensor, weigh: Weigh, n
         needs: Which of the gradients are wanted.
         rows: Whether x is log u, so that f and a matter.
         cols: Whether y is log v, so that g and b matter.
+        see: Called with every block of M, once, before ``weigh``.
     """
     kernel, pair, reg = solved.kernel, solved.pair, solved.problem.reg
     row_sum, col_sum = torch.zeros_like(pair.f), torch.zeros_like(pair.g)
     cost_sum = torch.zeros_like(reg)
     into = tuple(torch.zeros_like(tensor) for tensor in kernel.prepared) if any(needs[5:]) else None
     for span, cost, plan in solved.blocks(log_x, log_y):
+        if see is not None:
+            see(span, plan)
         weight, direct = weigh(span, cost, plan)
         if rows:
             row_sum[:, span] = weight.sum(2)
