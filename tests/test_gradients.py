@@ -5,8 +5,10 @@ Solved to a violation of 1e-13 and with the adjoint to 1e-13, differences over 1
 
 from __future__ import annotations
 
+import gc
 import math
 import warnings
+import weakref
 
 import pytest
 import torch
@@ -376,3 +378,38 @@ def test_items_without_mass_do_not_spoil_the_others(backend):
         warnings.simplefilter("error")
         gradients = torch.autograd.grad(loss, leaves)
     assert all(torch.isfinite(gradient).all() and not gradient[1].any() for gradient in gradients)
+
+
+@pytest.mark.parametrize("read", ["apply", "barycentric_t", "row_mass", "transport_cost"])
+def test_nothing_of_the_size_of_the_plan_is_kept(read):
+    """Between forward and backward, for features of d = 4: vectors and the operand."""
+    x, z = features(300, 4).requires_grad_(), features(250, 4, seed=1)
+    largest = 0
+
+    def remember(tensor: Tensor) -> Tensor:
+        nonlocal largest
+        largest = max(largest, tensor.numel())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor):
+        solution = unbalanced_sinkhorn(SqEuclideanCost(x, z, materialize=False), reg=1.0, reg_m=1.0)
+        output = getattr(solution, read)
+        output = output(features(250 if read == "apply" else 300, 4)) if callable(output) else output
+    output.square().sum().backward()
+    assert 0 < largest <= 300 * 6
+    assert torch.isfinite(x.grad).all()
+
+
+def test_solutions_are_freed_without_the_garbage_collector():
+    """A cycle through the graph would keep a cost matrix a call."""
+    cost = leaf(draw(4, 5).cost)
+    gc.collect()
+    gc.disable()
+    try:
+        solution = unbalanced_sinkhorn(cost, reg=0.1, reg_m=1.0)
+        one_loss(solution, features(5, 2), features(4, 2)).backward()
+        gone = weakref.ref(solution), weakref.ref(solution._solved)
+        del solution
+        assert [reference() for reference in gone] == [None, None]
+    finally:
+        gc.enable()

@@ -25,7 +25,8 @@ class Solution:
     r"""Solution of a batch of unbalanced optimal transport problems.
 
     Shapes are those of the problem's batch, written ``...``; potentials are in units of the cost, masses in units of a
-    and b.  The plan is never stored: what reads it streams over blocks of rows.
+    and b.  The plan is never stored: what reads it streams over blocks of rows, forward and backward.  Outputs share
+    one node of the graph, so that a loss of several costs one adjoint solve.
 
     Attributes:
         violation: Norm of the dual's gradient relative to the plan's mass, (...): what ``tol`` is compared with.  NaN
@@ -66,7 +67,8 @@ class Solution:
     def value(self) -> Tensor:
         r"""The whole primal objective of the plan, (...): cost, both penalties and the entropic term.
 
-        Differentiable in the cost, a, b, reg and reg_m by the envelope theorem: dV/dC = T.
+        Differentiable in the cost, a, b, reg and reg_m by the envelope theorem, dV/dC = T, and twice through the
+        adjoint (``grad="unrolled"``: as the iterations are).
         Source: Feydy et al. 2019, *Interpolating between optimal transport and MMD*, section 2.
         """
         self._solved.check()
@@ -121,11 +123,11 @@ class Solution:
             return plan.reshape(*self._problem.batch_shape, self._kernel.n, self._kernel.m)
 
     def apply(self, v: Tensor) -> Tensor:
-        """T v, (..., n, k), for v of shape (..., m, k), or (m,) for a vector."""
+        """T v, (..., n, k), for v of shape (..., m, k), or (m,) for a vector; differentiable in v too."""
         return self._product("apply", v, side=0, normalised=False)
 
     def apply_t(self, v: Tensor) -> Tensor:
-        """T' v, (..., m, k), for v of shape (..., n, k), or (n,) for a vector."""
+        """T' v, (..., m, k), for v of shape (..., n, k), or (n,) for a vector; differentiable in v too."""
         return self._product("apply_t", v, side=1, normalised=False)
 
     def barycentric(self, v: Tensor) -> Tensor:
