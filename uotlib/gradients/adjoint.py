@@ -27,6 +27,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..costs import full_precision_matmul
 from ..exceptions import ConvergenceWarning
 from .solved import Solved, matmul
 
@@ -169,10 +170,15 @@ def _schur_product(system: Scaled, vector: Tensor, items: Tensor | None) -> Tens
     """(column diagonal - N' N / row diagonal) times a vector (A, m), reading the cost once."""
     parts = system.log_x, system.log_y, system.row_diagonal, system.col_diagonal, system.solved.problem.reg
     log_x, log_y, rows, cols, reg = parts if items is None else tuple(part[items] for part in parts)
-    product = cols * vector
-    for span, _, plan in system.solved.kernel.plan_and_cost(log_x, log_y, reg, 1, items):
-        product -= times(plan.mT, times(plan, vector) / rows[:, span])
-    return product
+    kernel = system.solved.kernel
+    largest = vector.abs().amax(1, keepdim=True)
+    operand = vector / torch.where(largest > 0, largest, 1.0)  # so that the type of the cost can hold it
+    right, rows, total = operand.to(kernel.dtype)[:, :, None], rows[:, :, None], torch.zeros_like(operand)[:, :, None]
+    with full_precision_matmul(vector.device):
+        for span, _, plan in kernel.plan_and_cost(log_x, log_y, reg, 1, items):
+            through = torch.bmm(plan, right) / rows[:, span]
+            total += torch.bmm(plan.mT, through.to(kernel.dtype))
+    return cols * vector - total[:, :, 0] * largest
 
 
 def _half_scaling(log_scaling: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
