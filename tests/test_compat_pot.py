@@ -308,15 +308,25 @@ def test_gradient_where_the_reference_measure_is_zero():
 
 
 @pytest.mark.parametrize(("several", "reg_type"), [(False, "kl"), (False, "entropy"), (True, "entropy")])
-def test_what_is_not_differentiable_says_so(several, reg_type):
-    inputs = torch_problem(**({"b": histograms(2)[:4]} if several else {})) | {"reg_type": reg_type}
+def test_plan_and_linear_cost_are_differentiable_too(several, reg_type):
+    inputs = torch_problem(**({"b": histograms(2)[:4]} if several else {}))
     if reg_type == "entropy":
         del inputs["c"]
     for function in (sinkhorn_unbalanced, sinkhorn_unbalanced2):
-        with pytest.raises(RuntimeError, match=r"requires grad and Solution\..* is not differentiable"):
-            function(**inputs)
+        def answer(*tensors: torch.Tensor, function=function) -> torch.Tensor:
+            return function(**dict(zip(inputs, tensors, strict=True)), reg_type=reg_type, stopThr=1e-11,
+                            numItermax=5000)
+
+        assert torch.autograd.gradcheck(answer, tuple(inputs.values()), atol=1e-4, fast_mode=True)
         with torch.no_grad():
-            assert not function(**inputs).requires_grad
+            assert not answer(*inputs.values()).requires_grad
+
+
+def test_log_is_constant_where_the_cost_is_not():
+    inputs = torch_problem()
+    cost, log = sinkhorn_unbalanced2(**inputs, log=True, **SOLVED)
+    assert cost.requires_grad
+    assert not any(log[name].requires_grad for name in ("logu", "logv", "cost", "total_cost"))
 
 
 def test_limits():

@@ -246,5 +246,4 @@ def test_total_cost_of_incompatible_marginals_is_differentiable(reg_type, with_c
                        method="sinkhorn_stabilized", returnCost="total", stopThr=1e-11, numItermax=5000)
 
     assert torch.autograd.gradcheck(total, tuple(inputs.values()))
-    with pytest.raises(RuntimeError, match="requires grad and Solution"):
-        quietly(sinkhorn_unbalanced2, **inputs, reg_m=INF, reg_type=reg_type)
+    assert quietly(sinkhorn_unbalanced2, **inputs, reg_m=INF, reg_type=reg_type).requires_grad

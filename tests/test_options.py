@@ -10,10 +10,11 @@ from problems import draw
 
 from uotlib import Progress, SolverOptions
 
-INTEGERS = ["anneal_order", "anneal_passes", "anderson_depth", "anderson_start", "check_every", "block_bytes"]
+INTEGERS = ["anneal_order", "anneal_passes", "anderson_depth", "anderson_start", "check_every", "block_bytes",
+            "adjoint_max_iter"]
 NUMBERS = ["anneal_start", "anneal_factor", "anneal_violation", "anneal_accuracy", "safeguard", "backtrack",
-           "trust_region"]
-BOUNDED = ["anneal_start", "anneal_factor", "backtrack"]
+           "trust_region", "adjoint_tol"]
+BOUNDED = ["anneal_start", "anneal_factor", "backtrack", "adjoint_tol"]
 
 
 def test_every_option_is_in_one_of_these_lists():

@@ -146,6 +146,51 @@ def test_value_gradient_is_the_plan_and_not_twice_it():
         assert_close(cost.grad, case.reference(300).plan, 1e-9)
 
 
+@pytest.mark.parametrize("method", ["auto", "sinkhorn"])
+def test_plan_gradient_is_not_that_of_the_last_step(method):
+    """POT's batch solver offers "last_step", GeomLoss does it always; on this problem it is wrong by half."""
+    case = draw(5, 6, seed=11, reg=0.05)
+    weight = torch.rand(5, 6, generator=generator(12), dtype=torch.float64)
+    direction = torch.rand(5, 6, generator=generator(13), dtype=torch.float64)
+    settings = {"method": method, "tol": 1e-12, "max_iter": 20_000}
+    cost = case.cost.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad((case.but(cost=cost).solve(**settings).plan * weight).sum(), cost)
+    either = [float((case.but(cost=case.cost + step * direction).solve(**settings).plan * weight).sum())
+              for step in (1e-6, -1e-6)]
+    assert float((gradient * direction).sum()) == pytest.approx((either[0] - either[1]) / 2e-6, rel=1e-5)
+
+    g = case.solve(**settings).g
+    once = case.cost.clone().requires_grad_()
+    f = update(once, case.a, case.a.log(), case.b.log(), g, 0.05, 0.5)
+    plan = case.a[:, None] * case.b * torch.exp((f[:, None] + g - once) / 0.05)
+    (last_step,) = torch.autograd.grad((plan * weight).sum(), once)
+    assert float((last_step - gradient).norm()) > 0.1 * float(gradient.norm())
+
+
+def test_gradient_to_masses_with_zero_weights_is_not_nan():
+    """POT returns NaN there in the kl convention."""
+    case = draw(5, 6, seed=14)
+    case.a[2] = case.b[[0, 3]] = 0.0
+    for reg_type in CONVENTIONS:
+        leaves = [mass.clone().requires_grad_() for mass in (case.a, case.b)]
+        solution = case.but(a=leaves[0], b=leaves[1], reg_type=reg_type).solve(tol=1e-10)
+        loss = solution.plan.square().sum() + solution.value + solution.row_mass.sum() + solution.transport_cost
+        for gradient in torch.autograd.grad(loss, leaves):
+            assert torch.isfinite(gradient).all()
+            assert gradient.any()
+
+
+def test_plan_and_value_in_one_loss():
+    """GeomLoss's users ask how to have both without solving twice."""
+    case = draw(5, 6, seed=15)
+    cost = case.cost.clone().requires_grad_()
+    solution = case.but(cost=cost).solve(tol=1e-11)
+    parts = solution.value, solution.plan.square().sum(), solution.barycentric(torch.ones(6).double()).sum()
+    together = torch.autograd.grad(sum(parts), cost, retain_graph=True)[0]
+    apart = [torch.autograd.grad(part, cost, retain_graph=True)[0] for part in parts]
+    assert_close(together, sum(apart), 1e-6)
+
+
 def test_a_finite_penalty_is_not_damped_towards_balance():
     """The plan of a damped balanced iteration has marginals a and b whatever tau; this one gives up expensive mass."""
     case = draw(7, 8, seed=7, reg=0.05, reg_m=INF)

@@ -30,6 +30,7 @@ def solved_rtol(violation: float, dtype: torch.dtype, largest: float, reg: float
 
 def max_error(actual: Tensor, truth: Tensor) -> float:
     """Largest difference, relative to the largest entry of the truth; NaN counts as infinite."""
+    actual, truth = actual.detach(), truth.detach()
     difference = (actual.double() - truth.double()).abs().max() / truth.double().abs().max().clamp_min(1e-300)
     return float(torch.nan_to_num(difference, nan=torch.inf))
 

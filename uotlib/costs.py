@@ -61,6 +61,13 @@ class Cost(ABC):
                 total += gradient
 
 
+    def tangent(self, prepared: tuple[Tensor, ...], tangents: tuple[Tensor, ...], rows: slice,
+                dtype: torch.dtype) -> Tensor:
+        """Derivative of `block` along ``tangents`` of ``prepared``, (B, rows, m), differentiable in ``prepared``."""
+        with full_precision_matmul(prepared[0].device):
+            return torch.func.jvp(lambda *moved: self.block(moved, rows, dtype), prepared, tangents)[1]
+
+
 class DenseCost(Cost):
     """A cost given as a tensor (..., n, m)."""
 
@@ -87,6 +94,10 @@ class DenseCost(Cost):
     def pull_back(self, prepared: tuple[Tensor, ...], rows: slice, dtype: torch.dtype, grad: Tensor,
                   into: tuple[Tensor, ...]) -> None:
         into[0][:, rows] += grad
+
+    def tangent(self, prepared: tuple[Tensor, ...], tangents: tuple[Tensor, ...], rows: slice,
+                dtype: torch.dtype) -> Tensor:
+        return tangents[0][:, rows]
 
 
 class InnerProductCost(Cost):

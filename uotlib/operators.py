@@ -16,10 +16,10 @@ from .backends.base import LOST_TERMS, WEAK_COLUMN, Backend, log_scaling
 from .costs import MATERIALIZE_BYTES, Cost
 from .problem import Problem
 
-#: Temporary memory of a block on a CPU, and the fewest rows that it has all the same.
-CACHED_BYTES, CACHED_ROWS = 1 << 22, 16
 #: Rows of the cost that its spread is taken from.
 SAMPLED_ROWS = 32
+#: Memory of a block of the plan with all that is made of it, on a CPU: what its cache holds.
+PANEL_BYTES = 1 << 22
 
 
 @dataclass
@@ -49,6 +49,11 @@ class GibbsKernel:
             self.prepared = self.cost.prepare(problem.dtype, problem.smallest_reg)
             self.matrix = self._whole_matrix()
 
+    @property
+    def panel_limit(self) -> int | None:
+        """Memory of a block that is worked on entry by entry; None for as much as any block may take."""
+        return None if self.backend.asynchronous else PANEL_BYTES
+
     def _whole_matrix(self) -> Tensor | None:
         """The cost as one tensor with unit stride along the columns, unless it is to be streamed."""
         if self.cost.dense:
@@ -66,17 +71,15 @@ class GibbsKernel:
         return matrix
 
     def blocks(self, items: Tensor | None = None,
-               bytes_per_entry: int = 0) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
+               bytes_per_entry: int = 0, limit: int | None = None) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
         """(rows, cost block, items of that block) for the active problems; at most ``block_bytes`` at a time."""
+        limit = self.block_bytes if limit is None else min(limit, self.block_bytes)
         entries = self.items_of(items)
         batch = self.batch if items is None else len(items)
         # A streamed block is a product, its last touch and the result in the solver's type.
         streamed = 0 if self.matrix is not None else 2 * self.prepared[0].element_size() + self.dtype.itemsize
         bytes_per_entry = max(bytes_per_entry, self.backend.bytes_per_entry + streamed)
-        step = max(1, self.block_bytes // max(1, batch * self.m * bytes_per_entry)) if bytes_per_entry else self.n
-        if bytes_per_entry and self.matrix is not None and not self.backend.asynchronous:
-            # A panel that is used before it leaves the cache.
-            step = min(step, max(CACHED_ROWS, CACHED_BYTES // max(1, batch * self.m * bytes_per_entry)))
+        step = max(1, limit // max(1, batch * self.m * bytes_per_entry)) if bytes_per_entry else self.n
         prepared = self.prepared
         if self.matrix is None and entries is not None:
             prepared, entries = tuple(tensor.index_select(0, entries) for tensor in prepared), None
@@ -149,8 +152,14 @@ class GibbsKernel:
         for rows, _, plan in self.plan_and_cost(log_u, log_v, reg):
             yield rows, plan
 
-    def plan_and_cost(self, log_u: Tensor, log_v: Tensor, reg: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
-        """(rows, cost, plan) block by block, both (B, rows, m)."""
-        for rows, block, entries in self.blocks(bytes_per_entry=3 * self.dtype.itemsize):
+    def plan_and_cost(self, log_u: Tensor, log_v: Tensor, reg: Tensor, temporaries: int = 3,
+                      items: Tensor | None = None) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """(rows, cost, plan) block by block, both (A, rows, m), for vectors of the active problems.
+
+        Args:
+            temporaries: Tensors of a block's size that the caller holds at a time, the plan among them.
+            items: The active problems, (A,); None for all.
+        """
+        for rows, block, entries in self.blocks(items, temporaries * self.dtype.itemsize, self.panel_limit):
             plan = self.backend.panel(block, log_u[:, rows], log_v, reg, entries)
             yield rows, block if entries is None else block.index_select(0, entries), plan

@@ -28,6 +28,9 @@ class SolverOptions:
             restart is cut to the fraction ``backtrack``, and the history is forgotten.
         trust_region: Furthest that acceleration moves any potential beyond the plain step, in units of eps.
         check_every: Iterations between looks at the stop rule (each one waits for the device on a GPU).
+        adjoint_tol: Residual of the backward's linear system, relative to its right-hand side, in the norm of the
+            preconditioner: the error of a gradient through the plan is of this order, and of the violation's.
+        adjoint_max_iter: Most steps of conjugate gradients in one backward, each a pass over the cost.
         block_bytes: Memory that streamed costs and plans are cut to, in bytes.
         progress: True for a line on standard error at every check, or a callable that gets a `Progress` there.
     """
@@ -44,6 +47,8 @@ class SolverOptions:
     backtrack: float = 0.25
     trust_region: float = 10.0
     check_every: int = 1
+    adjoint_tol: float = 1e-6
+    adjoint_max_iter: int = 2000
     block_bytes: int = 1 << 26
     progress: bool | Callable[[Progress], None] = False
 
@@ -90,5 +95,7 @@ _NUMBERS: dict[str, tuple[type, str, Callable[[Any], bool]]] = {
     "backtrack": (Real, "in [0, 1)", lambda value: 0 <= value < 1),
     "trust_region": (Real, "positive", lambda value: value > 0),
     "check_every": (Integral, "at least 1", lambda value: value >= 1),
+    "adjoint_tol": (Real, "in [0, 1)", lambda value: 0 <= value < 1),
+    "adjoint_max_iter": (Integral, "at least 1", lambda value: value >= 1),
     "block_bytes": (Integral, "at least 4096", lambda value: value >= 4096),
 }

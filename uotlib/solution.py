@@ -2,15 +2,21 @@ r"""The answer: potentials and certificate at once, everything else when it is a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import contextlib
+import copy
+from collections.abc import Iterator
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from .autograd import EnvelopeValue, primal_value, transport_cost
-from .costs import full_precision_matmul
+from .gradients.potentials import Potentials
+from .gradients.products import Marginal, Plan, PlanProduct, TransportCost
+from .gradients.solved import Solved, version_of
+from .gradients.unrolled import unrolled_potentials, unrolled_value
+from .gradients.value import EnvelopeValue, primal_value
 from .operators import GibbsKernel
+from .options import SolverOptions
 from .problem import Problem
 from .solver import Outcome
 
@@ -19,7 +25,8 @@ class Solution:
     r"""Solution of a batch of unbalanced optimal transport problems.
 
     Shapes are those of the problem's batch, written ``...``; potentials are in units of the cost, masses in units of a
-    and b.  The plan is never stored: what reads it streams over blocks of rows.
+    and b.  The plan is never stored: what reads it streams over blocks of rows, forward and backward.  Outputs share
+    one node of the graph, so that a loss of several costs one adjoint solve.
 
     Attributes:
         violation: Norm of the dual's gradient relative to the plan's mass, (...): what ``tol`` is compared with.  NaN
@@ -37,11 +44,14 @@ class Solution:
     n_iter: Tensor
     converged: Tensor
 
-    def __init__(self, problem: Problem, kernel: GibbsKernel, outcome: Outcome, grad: str) -> None:
+    def __init__(self, problem: Problem, kernel: GibbsKernel, outcome: Outcome, grad: str,
+                 options: SolverOptions, start: tuple[Tensor, Tensor] | None = None) -> None:
         self._problem, self._kernel, self._pair = problem, kernel, outcome.pair
+        self._solved = Solved(problem, kernel, outcome.pair, options,
+                              tuple(version_of(tensor) for _, tensor in problem.named))
+        self._grad, self._start = grad, start
         self._attached = grad != "none" and torch.is_grad_enabled() and any(
             tensor.requires_grad for _, tensor in problem.named)
-        self._versions = tuple(_version(tensor) for _, tensor in problem.named)
         self.violation, self.gap = self._scalar(outcome.violation), self._scalar(outcome.gap)
         self.n_iter = outcome.n_iter.reshape(problem.batch_shape)
         self.converged = outcome.converged.reshape(problem.batch_shape)
@@ -57,77 +67,79 @@ class Solution:
     def value(self) -> Tensor:
         r"""The whole primal objective of the plan, (...): cost, both penalties and the entropic term.
 
-        Differentiable in the cost, a, b, reg and reg_m by the envelope theorem: dV/dC = T.
+        Differentiable in the cost, a, b, reg and reg_m by the envelope theorem, dV/dC = T, and twice through the
+        adjoint (``grad="unrolled"``: as the iterations are).
         Source: Feydy et al. 2019, *Interpolating between optimal transport and MMD*, section 2.
         """
-        self._check_inputs()
-        problem = self._problem
+        self._solved.check()
         if not self._attached:
-            return self._scalar(primal_value(problem, self._pair))
+            return self._scalar(primal_value(self._problem, self._pair))
         with torch.enable_grad():
-            prepared = problem.cost.prepare(problem.dtype, problem.smallest_reg)
-            value = EnvelopeValue.apply(problem, self._pair, self._kernel, self._check_inputs,
-                                        *problem.inputs, *prepared)
-            return self._scalar(value)
+            if self._grad == "unrolled":
+                f, g = self._inputs[3:5]
+                return self._scalar(unrolled_value(self._solved, *self._problem.inputs, f, g, *self._prepared))
+            twice = self._grad == "implicit"
+            return self._scalar(EnvelopeValue.apply(self._solved, twice, *self._problem.inputs, *self._prepared))
 
     @cached_property
     def transport_cost(self) -> Tensor:
         """<C, T>, (...)."""
-        self._begin("transport_cost")
-        return self._scalar(transport_cost(self._problem, self._pair, self._kernel))
+        with self._differentiably("transport_cost"):
+            return self._scalar(TransportCost.apply(self._solved, *self._inputs))
 
     @property
     def f(self) -> Tensor:
-        """Row potential, (..., n); +inf for a row that reaches no column."""
-        return self._vector("f", self._pair.f)
+        """Row potential, (..., n); +inf for a row that reaches no column.
+
+        Where both marginals are exact, it is determined up to a constant, and its gradient is that of the potentials
+        whose change has <T'1, dg> = 0.
+        """
+        with self._differentiably("f"):
+            return self._vector(self._inputs[3])
 
     @property
     def g(self) -> Tensor:
-        """Column potential, (..., m); +inf for a column that no row reaches."""
-        return self._vector("g", self._pair.g)
+        """Column potential, (..., m); +inf for a column that no row reaches.  See `f`."""
+        with self._differentiably("g"):
+            return self._vector(self._inputs[4])
 
     @property
     def row_mass(self) -> Tensor:
         """Row sums of the plan, (..., n)."""
-        return self._vector("row_mass", self._pair.row_mass)
+        with self._differentiably("row_mass"):
+            return self._vector(Marginal.apply(self._solved, 0, *self._inputs))
 
     @property
     def col_mass(self) -> Tensor:
         """Column sums of the plan, (..., m)."""
-        return self._vector("col_mass", self._pair.col_mass)
+        with self._differentiably("col_mass"):
+            return self._vector(Marginal.apply(self._solved, 1, *self._inputs))
 
     @property
     def plan(self) -> Tensor:
         """The dense plan, (..., n, m), built on demand."""
-        self._begin("plan")
-        plan = torch.empty(self._problem.batch, self._kernel.n, self._kernel.m, dtype=self._problem.dtype,
-                           device=self._problem.device)
-        for rows, panel in self._panels(self._pair.log_u, self._pair.log_v):
-            plan[:, rows] = panel
-        return plan.reshape(*self._problem.batch_shape, self._kernel.n, self._kernel.m)
+        with self._differentiably("plan"):
+            plan = Plan.apply(self._solved, *self._inputs)
+            return plan.reshape(*self._problem.batch_shape, self._kernel.n, self._kernel.m)
 
     def apply(self, v: Tensor) -> Tensor:
-        """T v, (..., n, k), for v of shape (..., m, k), or (m,) for a vector."""
-        self._begin("apply")
-        return self._rows_times(self._pair.log_u, v, "apply")
+        """T v, (..., n, k), for v of shape (..., m, k), or (m,) for a vector; differentiable in v too."""
+        return self._product("apply", v, side=0, normalised=False)
 
     def apply_t(self, v: Tensor) -> Tensor:
-        """T' v, (..., m, k), for v of shape (..., n, k), or (n,) for a vector."""
-        self._begin("apply_t")
-        return self._columns_times(self._pair.log_v, v, "apply_t")
+        """T' v, (..., m, k), for v of shape (..., n, k), or (n,) for a vector; differentiable in v too."""
+        return self._product("apply_t", v, side=1, normalised=False)
 
     def barycentric(self, v: Tensor) -> Tensor:
         r"""Row-normalised :math:`\mathrm{diag}(1/T\mathbf 1)\,T v`: each row's average of v, zero for an isolated row.
 
         f and a drop out, so that rows without mass get the average that they would have with some.
         """
-        self._begin("barycentric")
-        return self._rows_times(_negated(self._pair.row_lse), v, "barycentric")
+        return self._product("barycentric", v, side=0, normalised=True)
 
     def barycentric_t(self, v: Tensor) -> Tensor:
         r"""Column-normalised :math:`\mathrm{diag}(1/T^\top\mathbf 1)\,T^\top v`; see `barycentric`."""
-        self._begin("barycentric_t")
-        return self._columns_times(_negated(self._pair.col_lse), v, "barycentric_t")
+        return self._product("barycentric_t", v, side=1, normalised=True)
 
     def argmax(self, dim: int = -1) -> Tensor:
         """Best match: of each row (dim=-1), (..., n), or of each column (dim=-2), (..., m).
@@ -146,11 +158,11 @@ class Solution:
         Returns:
             Masses (..., n, k) in decreasing order and indices, int64; index -1 where no pair is left.
         """
-        self._begin("topk")
+        self._differentiably("topk")
         return self._best(k, dim)
 
     def _best(self, k: int, dim: int) -> tuple[Tensor, Tensor]:
-        self._check_inputs()
+        self._solved.check()
         if dim not in (-1, -2):
             raise ValueError(f"dim must be -1 (matches of rows) or -2 (matches of columns), got {dim}")
         others = self._kernel.m if dim == -1 else self._kernel.n
@@ -185,82 +197,82 @@ class Solution:
 
     def _scores(self, log_scaling: Tensor, side: str) -> Iterator[tuple[slice, Tensor]]:
         """log K + one side's log-scaling, float64: what the entries of a row (column) are ranked by."""
-        for rows, cost, items in self._kernel.blocks(bytes_per_entry=32):
+        for rows, cost, items in self._kernel.blocks(bytes_per_entry=32, limit=self._kernel.panel_limit):
             cost = cost if items is None else cost.index_select(0, items)
             scaling = log_scaling[:, None, :] if side == "cols" else log_scaling[:, rows, None]
             yield rows, scaling - cost.double() / self._problem.reg[:, None, None]
 
-    def _panels(self, log_u: Tensor, log_v: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        return self._kernel.panels(log_u, log_v, self._problem.reg)
+    @cached_property
+    def _prepared(self) -> tuple[Tensor, ...]:
+        """The cost's tensors, attached to the user's."""
+        return self._problem.cost.prepare(self._problem.dtype, self._problem.smallest_reg)
 
-    def _rows_times(self, log_u: Tensor, v: Tensor, name: str) -> Tensor:
-        operand, finish = self._operand(name, v, self._kernel.m, self._kernel.n)
-        log_v = self._pair.log_v
-        product = operand.new_empty(self._problem.batch, self._kernel.n, operand.shape[-1])
-        with torch.no_grad(), full_precision_matmul(operand.device):
-            for rows, panel in self._panels(log_u, log_v):
-                product[:, rows] = panel @ operand
-        return finish(product)
+    @cached_property
+    def _inputs(self) -> tuple[Tensor, ...]:
+        """What outputs are functions of: a, b, reg, f, g and the cost's tensors; f and g are one node of the graph."""
+        problem = self._problem
+        if not self._attached:
+            return (*(tensor.detach() for tensor in problem.inputs[:3]), self._pair.f, self._pair.g,
+                    *(tensor.detach() for tensor in self._kernel.prepared))
+        if self._grad == "unrolled":
+            start = torch.zeros_like(self._pair.g) if self._start is None else self._start[1]
+            f, g = unrolled_potentials(self._solved, start, self.n_iter.reshape(-1), problem.inputs, self._prepared)
+        else:
+            f, g = Potentials.apply(self._solved, *problem.inputs, *self._prepared)
+        return (*problem.inputs[:3], f, g, *self._prepared)
 
-    def _columns_times(self, log_v: Tensor, v: Tensor, name: str) -> Tensor:
-        operand, finish = self._operand(name, v, self._kernel.n, self._kernel.m)
-        total = operand.new_zeros(self._problem.batch, self._kernel.m, operand.shape[-1])
-        with torch.no_grad(), full_precision_matmul(operand.device):
-            for rows, panel in self._panels(self._pair.log_u, log_v):
-                total += panel.mT @ operand[:, rows]
-        return finish(total)
+    def _detached(self) -> Solution:
+        """The same solution, every output a constant."""
+        constant = copy.copy(self)
+        for name in ("value", "transport_cost", "_prepared", "_inputs"):
+            constant.__dict__.pop(name, None)
+        constant._attached = False
+        return constant
 
-    def _operand(self, name: str, v: Tensor, points: int,
-                 answers: int) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        """v as (B, points, k) in the solver's type, and what turns the product into the user's shape."""
+    def _product(self, name: str, v: Tensor, side: int, normalised: bool) -> Tensor:
+        """M v or M' v in the user's shape."""
+        operand = self._operand(name, v, self._kernel.n if side else self._kernel.m)
+        with self._differentiably(name):
+            problem = self._problem
+            matrix = (operand[:, None] if v.ndim == 1 else operand).to(problem.dtype)
+            matrix = matrix.expand(*problem.batch_shape, *matrix.shape[-2:]).reshape(problem.batch, *matrix.shape[-2:])
+            product = PlanProduct.apply(self._solved, side, normalised, matrix, *self._inputs)
+            product = product.reshape(*problem.batch_shape, *product.shape[1:])
+            return product[..., 0] if v.ndim == 1 else product
+
+    def _operand(self, name: str, v: object, points: int) -> Tensor:
+        """v, checked; without its gradient where gradients are off."""
         if not isinstance(v, Tensor):
             raise TypeError(f"{name}: v must be a torch.Tensor, got {type(v).__name__}")
         if not v.dtype.is_floating_point:
             raise TypeError(f"{name}: v must have a floating-point dtype, got {v.dtype}")
-        matrix = v[:, None] if v.ndim == 1 else v
-        if v.ndim == 0 or matrix.shape[-2] != points:
+        if v.ndim == 0 or v.shape[0 if v.ndim == 1 else -2] != points:
             raise ValueError(f"{name}: v must have shape (..., {points}, k) or ({points},), got {tuple(v.shape)}")
         if v.device != self._problem.device:
             raise ValueError(f"{name}: v is on {v.device} but the plan is on {self._problem.device}")
-        if v.requires_grad and torch.is_grad_enabled():
-            raise RuntimeError(f"gradients through Solution.{name} to v are not available: detach v")
         try:
-            matrix = matrix.expand(*self._problem.batch_shape, *matrix.shape[-2:])
-        except RuntimeError as error:
+            fits = torch.broadcast_shapes(v.shape[:-2], self._problem.batch_shape) == self._problem.batch_shape
+        except RuntimeError:
+            fits = False
+        if not fits:
             raise ValueError(f"{name}: batch dimensions of v {tuple(v.shape[:-2])} do not broadcast to the problem's "
-                             f"{tuple(self._problem.batch_shape)}") from error
-        operand = matrix.to(self._problem.dtype).reshape(self._problem.batch, points, matrix.shape[-1])
+                             f"{tuple(self._problem.batch_shape)}")
+        return v if torch.is_grad_enabled() else v.detach()
 
-        def finish(product: Tensor) -> Tensor:
-            product = product.reshape(*self._problem.batch_shape, answers, product.shape[-1])
-            return product[..., 0] if v.ndim == 1 else product
-
-        return operand, finish
-
-    def _vector(self, name: str, vector: Tensor) -> Tensor:
-        self._begin(name)
+    def _vector(self, vector: Tensor) -> Tensor:
         return vector.to(self._problem.dtype, copy=True).reshape(*self._problem.batch_shape, vector.shape[-1])
 
     def _scalar(self, scalar: Tensor) -> Tensor:
         return scalar.to(self._problem.dtype).reshape(self._problem.batch_shape)
 
-    def _begin(self, name: str) -> None:
-        """Refuse what would lose a gradient without a word."""
-        self._check_inputs()
-        if self._attached:
-            raise RuntimeError(f"an input requires grad and Solution.{name} is not differentiable: only value is. "
+    def _differentiably(self, name: str) -> contextlib.AbstractContextManager:
+        """The grad mode of the solve, for one output; refuses what would lose a gradient without a word."""
+        self._solved.check()
+        if not self._attached:
+            return contextlib.nullcontext()
+        if self._grad == "envelope" or name == "topk":
+            reason = "with grad='envelope' only value is" if self._grad == "envelope" else \
+                "its masses come from a search; gather from plan, or use argmax"
+            raise RuntimeError(f"an input requires grad and Solution.{name} is not differentiable: {reason}. "
                                "Solve with grad='none' or under torch.no_grad() to use it as a constant.")
-
-    def _check_inputs(self) -> None:
-        for (name, tensor), version in zip(self._problem.named, self._versions, strict=True):
-            if _version(tensor) != version:
-                raise RuntimeError(f"{name} was modified in place after the solve; solve again, or pass a clone")
-
-
-def _negated(lse: Tensor) -> Tensor:
-    """The log-scaling that normalises; -inf where there is nothing to normalise."""
-    return torch.where(lse > -torch.inf, -lse, -torch.inf)
-
-
-def _version(tensor: Tensor) -> int:
-    return 0 if tensor.is_inference() else tensor._version
+        return torch.enable_grad()

@@ -12,13 +12,12 @@ What differs from POT 0.9.7, each time because the answer would be wrong or miss
 - ``stopThr`` bounds the violation of `uotlib.Solution`, in place of POT's relative change of the scalings.
 - Zero masses take their point out of the problem, tiny ``reg`` works, bad input and unknown keyword arguments raise,
   and a run that ends before ``stopThr`` warns (`uotlib.ConvergenceWarning`).
-- ``sinkhorn_unbalanced2(..., returnCost="total")`` is differentiable for torch input, by the envelope theorem; POT
-  differentiates through the iterations.
+- Gradients for torch input are those of the solution itself, by implicit differentiation; POT differentiates through
+  the iterations.  What ``log`` returns is constant.
 """
 
 from __future__ import annotations
 
-import copy
 import functools
 import math
 import warnings
@@ -84,7 +83,6 @@ def sinkhorn_unbalanced(a: Array, b: Array, M: Array, reg: float, reg_m: Any, me
         TypeError: for unknown keywords, arrays that are neither NumPy, torch nor lists, or mixed.
         ValueError: for shapes, signs, NaN, and settings that do not exist (messages of the solver call M ``cost``),
             and for one empty marginal where both are exact.
-        RuntimeError: if an input requires grad (``sinkhorn_unbalanced2(..., returnCost="total")`` is differentiable).
 
     Warns:
         UserWarning: where POT solves another problem than the arguments say, and this does too (see above).
@@ -118,8 +116,7 @@ def sinkhorn_unbalanced2(a: Array, b: Array, M: Array, reg: float, reg_m: Any, m
             returns the linear cost there).
 
     Returns:
-        A scalar, or (k,) for several histograms.  "total" of torch input is differentiable in a, b, M, reg, reg_m
-        and c; "linear" raises RuntimeError if an input requires grad.
+        A scalar, or (k,) for several histograms; for torch input differentiable in a, b, M, reg, reg_m and c.
 
     Example:
         >>> import torch
@@ -156,7 +153,8 @@ class _Run:
         if not self.measured:
             return solution.transport_cost
         plan = solution.plan
-        return torch.where(plan > 0, plan * self.cost, 0.0).sum(dtype=torch.float64).to(plan.dtype)
+        cost = torch.where(torch.isfinite(self.cost), self.cost, 0.0)
+        return torch.where(plan > 0, plan * cost, 0.0).sum(dtype=torch.float64).to(plan.dtype)
 
     def total_cost(self, solution: Solution) -> Tensor:
         """The whole objective, () or (k,)."""
@@ -165,8 +163,7 @@ class _Run:
     def log(self) -> dict[str, Any]:
         """POT's dict, of constants."""
         with torch.no_grad():
-            constant = copy.copy(self.solution)
-            constant._attached = False
+            constant = self.solution._detached()
             log_u = constant.f / _number(self.reg) + self.shifts[0]
             log_v = constant.g / _number(self.reg) + self.shifts[1]
             return {"err": self.violations or [float(constant.violation.max())],

@@ -1,0 +1,215 @@
+r"""The adjoint of the optimality equations: one symmetric positive definite system for any loss of (f, g).
+
+With l and u the multipliers of the equations :math:`T\mathbf 1 = a e^{-f/\tau_a}` and :math:`T^\top\mathbf 1 =
+b e^{-g/\tau_b}` linearised at the pair that was found, and with r and c the marginals of that pair's plan T (which
+makes the system symmetric and definite wherever the solver stopped),
+
+.. math::
+    \begin{pmatrix} \mathrm{diag}(r)\,(1/\tau_a + 1/\varepsilon) & T/\varepsilon \\
+                    T^\top/\varepsilon & \mathrm{diag}(c)\,(1/\tau_b + 1/\varepsilon) \end{pmatrix}
+    \begin{pmatrix} l \\ u \end{pmatrix} =
+    \begin{pmatrix} \partial L/\partial f \\ \partial L/\partial g \end{pmatrix}
+
+is solved for :math:`\hat l = \sqrt r\,l` and :math:`\hat u = \sqrt c\,u`, whose matrix
+:math:`N_{ij} = T_{ij}/\sqrt{r_i c_j}` has no entry above 1, however small the masses.  Rows are eliminated, and
+conjugate gradients run on the columns, preconditioned by their diagonal.
+
+Source: implicit differentiation of transport as in Cuturi et al. 2020, *Supervised quantile normalization for low-rank
+matrix approximation*, and Blondel et al. 2022, *Efficient and modular implicit differentiation*, section 2; elimination
+of the rows as in Newton's method on the dual.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..costs import full_precision_matmul
+from ..exceptions import ConvergenceWarning
+from .solved import Solved, matmul
+
+#: Least diagonal of the preconditioner, relative to that of the system before the rows are eliminated.
+LEAST_DIAGONAL = 1e-6
+#: Iterations between looks at the residual where each one waits for the device.
+CHECK_EVERY = 10
+
+
+@dataclass
+class Scaled:
+    r"""The system in :math:`\hat l, \hat u`, times eps: rows ``row_diagonal`` and N, columns N' and ``col_diagonal``.
+
+    Args:
+        log_x, log_y: Of N, (B, n) and (B, m); -inf for a point that takes no part.
+        root_r, root_c: Square roots of the marginals, 0 for a point that takes no part.
+        row_diagonal, col_diagonal: (1 + eps/tau) times the sums of N's plan over the marginals, which rounding moves
+            from 1: taken from the very entries that the products use, they keep the system definite.
+        preconditioner: Diagonal of the Schur complement, (B, m).
+    """
+
+    solved: Solved
+    log_x: Tensor
+    log_y: Tensor
+    root_r: Tensor
+    root_c: Tensor
+    row_diagonal: Tensor
+    col_diagonal: Tensor
+    preconditioner: Tensor
+
+    @classmethod
+    def of(cls, solved: Solved) -> Scaled:
+        """With diagonals still to be found: `eliminate_rows` does."""
+        log_x, root_r = _half_scaling(solved.pair.log_u, solved.pair.row_lse)
+        log_y, root_c = _half_scaling(solved.pair.log_v, solved.pair.col_lse)
+        return cls(solved, log_x, log_y, root_r, root_c, torch.ones_like(root_r), torch.ones_like(root_c),
+                   torch.ones_like(root_c))
+
+    def eliminate_rows(self, row_side: Tensor, col_side: Tensor) -> Tensor:
+        """Find the diagonals, and the right-hand side of the Schur complement, (B, m), in one pass over the cost."""
+        problem = self.solved.problem
+        row_ratio = 1 + (problem.reg * problem.rows.penalty.inverse)[:, None]
+        col_ratio = 1 + (problem.reg * problem.cols.penalty.inverse)[:, None]
+        rhs = col_side.clone()
+        col_sum, square = torch.zeros_like(rhs), torch.zeros_like(rhs)
+        for span, _, plan in self.solved.blocks(self.log_x, self.log_y):
+            root = self.root_r[:, span]
+            rows = self.row_diagonal[:, span] = _near_one(times(plan, self.root_c), root) * row_ratio
+            back = torch.stack([root, row_side[:, span] / rows], 2).to(plan.dtype)
+            products = matmul(plan.mT, back).double()
+            col_sum += products[:, :, 0]
+            rhs -= products[:, :, 1]
+            square += times(plan.square_().mT, 1 / rows)
+        self.col_diagonal = _near_one(col_sum, self.root_c) * col_ratio
+        least = (self.col_diagonal - 1 / row_ratio).clamp_min(LEAST_DIAGONAL)
+        self.preconditioner = torch.maximum(self.col_diagonal - square, least)
+        return rhs
+
+
+@dataclass
+class Multipliers:
+    r""":math:`\hat u`, (B, m), and what gives :math:`\hat l` once N is at hand, which spares a pass over the cost."""
+
+    system: Scaled
+    u: Tensor
+    row_side: Tensor
+
+    def of_rows(self, rows: slice, nu: Tensor) -> Tensor:
+        r""":math:`\hat l` of these rows, from those of :math:`N\hat u`, both (B, rows)."""
+        return (self.row_side[:, rows] - nu) / self.system.row_diagonal[:, rows]
+
+
+def solve_adjoint(system: Scaled, grad_f: Tensor, grad_g: Tensor) -> Multipliers:
+    r"""Multipliers of a loss with gradients (B, n) and (B, m) to the potentials.
+
+    Where both marginals are exact, (f + t, g - t) is as good as (f, g), and the gradient is that of the potentials
+    whose change has :math:`\langle c, \delta g\rangle = 0`; a loss of the plan does not depend on this choice.
+
+    Warns:
+        ConvergenceWarning: if an item's residual is above ``adjoint_tol`` after ``adjoint_max_iter`` steps.
+    """
+    reg, options = system.solved.problem.reg[:, None], system.solved.options
+    row_side, col_side = (torch.where(root > 0, reg * grad / torch.where(root > 0, root, 1.0), 0.0)
+                          for root, grad in ((system.root_r, grad_f), (system.root_c, grad_g)))
+    # The products are in the type of the cost, which may not hold numbers as small or large as these.
+    scale = torch.maximum(row_side.abs().amax(1), col_side.abs().amax(1))[:, None]
+    scale = torch.where(scale > 0, scale, 1.0)
+    rhs = system.eliminate_rows(row_side / scale, col_side / scale)
+    u, residual = _conjugate_gradients(system, rhs, options.adjoint_tol, options.adjoint_max_iter)
+    _warn(residual, options.adjoint_tol, options.adjoint_max_iter)
+    return Multipliers(system, u * scale, row_side)
+
+
+def _conjugate_gradients(system: Scaled, rhs: Tensor, tol: float, max_iter: int) -> tuple[Tensor, Tensor]:
+    """Solution (B, m), and the residual relative to rhs in the preconditioner's norm, (B,); finished items stop."""
+    asynchronous = system.solved.kernel.backend.asynchronous
+    exact = system.solved.problem.both_exact
+    items: Tensor | None = None
+    inverse = 1 / system.preconditioner
+    null, weight = system.root_c, system.col_diagonal * system.root_c
+    norm = (null * weight).sum(1).clamp_min(torch.finfo(null.dtype).tiny)
+    rate = torch.where(exact, 1 / norm, 0.0)
+
+    def without_null(residual: Tensor) -> Tensor:
+        """Both marginals exact: nothing can change the sum of the equations."""
+        return residual - (rate * (null * residual).sum(1))[:, None] * weight
+
+    answer, left = torch.zeros_like(rhs), torch.zeros_like(system.solved.problem.reg)
+    x, residual = torch.zeros_like(rhs), without_null(rhs)
+    z = inverse * residual
+    p, size = z, (residual * z).sum(1)
+    first = size
+    running = size > 0
+    for step in range(max_iter):
+        if (not asynchronous or step % CHECK_EVERY == 0) and not bool(running.all()):
+            done = ~running
+            target = done.nonzero()[:, 0] if items is None else items[done]
+            answer[target], left[target] = x[done], _relative(size, first)[done]
+            kept = running.nonzero()[:, 0]
+            items = kept if items is None else items[kept]
+            x, residual, p, size, first, inverse, null, weight, rate, running = (
+                part[kept] for part in (x, residual, p, size, first, inverse, null, weight, rate, running))
+        if not len(x):
+            break
+        product = _schur_product(system, p, items)
+        curvature = (p * product).sum(1)
+        length = torch.where(running & (curvature > 0), size / curvature, 0.0)
+        x = x + length[:, None] * p
+        residual = without_null(residual - length[:, None] * product)
+        z = inverse * residual
+        before, size = size, (residual * z).sum(1)
+        p = z + (size / torch.where(before > 0, before, 1.0))[:, None] * p
+        running = running & (curvature > 0) & (size > tol**2 * first)
+    target = torch.arange(len(answer), device=answer.device) if items is None else items
+    answer[target], left[target] = x, _relative(size, first)
+    return answer, left
+
+
+def _schur_product(system: Scaled, vector: Tensor, items: Tensor | None) -> Tensor:
+    """(column diagonal - N' N / row diagonal) times a vector (A, m), reading the cost once."""
+    parts = system.log_x, system.log_y, system.row_diagonal, system.col_diagonal, system.solved.problem.reg
+    log_x, log_y, rows, cols, reg = parts if items is None else tuple(part[items] for part in parts)
+    kernel = system.solved.kernel
+    largest = vector.abs().amax(1, keepdim=True)
+    operand = vector / torch.where(largest > 0, largest, 1.0)  # so that the type of the cost can hold it
+    right, rows, total = operand.to(kernel.dtype)[:, :, None], rows[:, :, None], torch.zeros_like(operand)[:, :, None]
+    with full_precision_matmul(vector.device):
+        for span, _, plan in kernel.plan_and_cost(log_x, log_y, reg, 1, items):
+            through = torch.bmm(plan, right) / rows[:, span]
+            total += torch.bmm(plan.mT, through.to(kernel.dtype))
+    return cols * vector - total[:, :, 0] * largest
+
+
+def _half_scaling(log_scaling: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-scaling of N and square root of the marginal; -inf and 0 for a point that carries nothing."""
+    some = (log_scaling > -torch.inf) & (lse > -torch.inf)
+    log_x = torch.where(some, 0.5 * (log_scaling - lse), -torch.inf)
+    root = torch.where(some, torch.exp(0.5 * (log_scaling + lse)), 0.0)
+    return torch.where(root > 0, log_x, -torch.inf), root
+
+
+def _near_one(total: Tensor, expected: Tensor) -> Tensor:
+    """Total over expected; 1 where there is neither, and where only rounding can have moved it far from that."""
+    ratio = total / torch.where(expected > 0, expected, 1.0)
+    return torch.where((ratio > 0.5) & (ratio < 2.0), ratio, 1.0)
+
+
+def times(block: Tensor, vector: Tensor) -> Tensor:
+    """Batched matrix-vector product, the vector float64 before and after; it may have numbers of any size."""
+    largest = vector.abs().amax(1, keepdim=True)
+    largest = torch.where(largest > 0, largest, 1.0)
+    return matmul(block, (vector / largest).to(block.dtype)[:, :, None])[:, :, 0].double() * largest
+
+
+def _relative(size: Tensor, first: Tensor) -> Tensor:
+    return torch.where(first > 0, size / first, size).sqrt()
+
+
+def _warn(residual: Tensor, tol: float, max_iter: int) -> None:
+    late = ~(residual <= tol)
+    if bool(late.any()):
+        warnings.warn(f"the adjoint solve of {int(late.sum())} of {len(residual)} problems did not reach "
+                      f"adjoint_tol={tol:g} within adjoint_max_iter={max_iter} steps: residual "
+                      f"{float(residual[late].max()):.2e}; gradients are that inexact",
+                      ConvergenceWarning, stacklevel=2)

@@ -1,0 +1,180 @@
+r"""The potentials (f, g) as functions of every input: one adjoint solve, whatever the loss was made of.
+
+With :math:`\hat l, \hat u` from `adjoint.solve_adjoint`, l and u without their scaling, and Z = T (l_i + u_j):
+
+.. math::
+    \frac{\partial L}{\partial C} = \frac{Z}{\varepsilon},\quad
+    \frac{\partial L}{\partial\varepsilon} = \frac{\langle Z, f + g - C\rangle}{\varepsilon^2},\quad
+    \frac{\partial L}{\partial\tau_a} = \frac{\langle r l, f\rangle}{\tau_a^2},\quad
+    \frac{\partial L}{\partial a_i} = -\sum_j \frac{T_{ij}}{a_i} u_j \;\text{("kl")},\;
+    \frac{r_i l_i}{a_i} \;\text{("entropy")}
+
+and likewise for the columns.  At :math:`a_i = 0` the "kl" form is finite, and computed; the "entropy" form diverges,
+and is 0 here.  The potential of a point without mass is the update that its pairs ask for, and has that gradient.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ..problem import Side
+from .adjoint import Multipliers, Scaled, solve_adjoint, times
+from .solved import Solved, dot, normalising, plan_gradients
+
+
+class Potentials(torch.autograd.Function):
+    """(f, g) of a, b, reg, tau_a, tau_b and the cost's prepared tensors."""
+
+    @staticmethod
+    def forward(ctx: Any, solved: Solved, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.solved = solved
+        return solved.pair.f.clone(), solved.pair.g.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_f: Tensor, grad_g: Tensor) -> tuple[Tensor | None, ...]:
+        solved: Solved = ctx.solved
+        solved.check()
+        return (None, *potential_gradients(solved, grad_f, grad_g, ctx.needs_input_grad[1:]))
+
+
+def potential_gradients(solved: Solved, grad_f: Tensor, grad_g: Tensor,
+                        needs: tuple[bool, ...]) -> list[Tensor | None]:
+    """Gradients to (a, b, reg, tau_a, tau_b, cost) of a loss with gradients (B, n) and (B, m) to the potentials."""
+    total = _Total(needs)
+    problem, pair = solved.problem, solved.pair
+    grads = [torch.where(torch.isfinite(potential), grad, 0.0)
+             for potential, grad in ((pair.f, grad_f), (pair.g, grad_g))]
+    system = Scaled.of(solved)
+    # Points that do not act on any other: their update is an explicit function of the other side.
+    for side, root in enumerate((system.root_r, system.root_c)):
+        idle = (root == 0) & (grads[side] != 0)
+        if bool(idle.any()):
+            grads[1 - side] = grads[1 - side] + _through_update(solved, side, torch.where(idle, grads[side], 0.0),
+                                                                total)
+    l, u = _add_plan_part(solve_adjoint(system, *grads), total)
+    row_weight, col_weight = system.root_r * l, system.root_c * u  # r l and c u
+    for name, own, potential, weight in (("a", problem.rows, pair.f, row_weight),
+                                         ("b", problem.cols, pair.g, col_weight)):
+        total.add(f"tau_{name}", dot(weight, potential) * own.penalty.inverse.square())
+        if not solved.by_product:
+            total.add(name, torch.where(own.massive, weight / torch.where(own.massive, own.mass, 1.0), 0.0))
+    return total.gradients()
+
+
+class _Total:
+    """Sums of gradients in the order of the inputs; only those that are needed."""
+
+    NAMES = ("a", "b", "reg", "tau_a", "tau_b")
+
+    def __init__(self, needs: tuple[bool, ...]) -> None:
+        self.needs = dict(zip(self.NAMES, needs, strict=False))
+        self.cost_needs = needs[5:]
+        self.sums: dict[str, Tensor] = {}
+        self.cost: list[Tensor] = []
+
+    def add(self, name: str, gradient: Tensor | None) -> None:
+        if gradient is not None and self.needs[name]:
+            self.sums[name] = self.sums[name] + gradient if name in self.sums else gradient
+
+    def add_cost(self, gradients: list[Tensor]) -> None:
+        """The tensors are this object's from now on."""
+        if not self.cost:
+            self.cost = gradients
+        else:
+            for total, gradient in zip(self.cost, gradients, strict=True):
+                total += gradient
+
+    def gradients(self) -> list[Tensor | None]:
+        gradients: list[Tensor | None] = [self.sums.get(name) for name in self.NAMES]
+        gradients += self.cost or [None] * len(self.cost_needs)
+        return gradients
+
+
+def _add_plan_part(found: Multipliers, total: _Total) -> tuple[Tensor, Tensor]:
+    r"""What comes through the entries of the plan: gradients to cost and reg, and to the masses ("kl").
+
+    Returns:
+        :math:`(\hat l, \hat u)`, (B, n) and (B, m): the first is found on the way.
+    """
+    system, u = found.system, found.u
+    solved = system.solved
+    pair, problem = solved.pair, solved.problem
+    reg = problem.reg[:, None]
+    l, nu, nl = torch.zeros_like(pair.f), torch.zeros_like(pair.f), torch.zeros_like(u)  # l, N u and N' l
+
+    def weigh(span: slice, cost: Tensor, plan: Tensor) -> tuple[Tensor, None]:
+        nu[:, span] = times(plan, u)
+        l[:, span] = found.of_rows(span, nu[:, span])
+        nl.add_(times(plan.mT, l[:, span]))
+        kind = plan.dtype
+        weight = l[:, span, None].to(kind) * system.root_c[:, None, :].to(kind)
+        weight += system.root_r[:, span, None].to(kind) * u[:, None, :].to(kind)
+        return weight.mul_(plan).neg_(), None
+
+    needs = (False, False, total.needs["reg"], False, False, *total.cost_needs)
+    gradients = plan_gradients(solved, system.log_x, system.log_y, weigh, needs)
+    total.add("reg", gradients[2])
+    if any(total.cost_needs):
+        total.add_cost([gradient for gradient in gradients[5:] if gradient is not None])
+    if not solved.by_product:
+        return l, u
+    for name, side, root, sums in (("a", problem.rows, system.root_r, nu), ("b", problem.cols, system.root_c, nl)):
+        total.add(name, torch.where(side.massive, -root * sums / torch.where(side.massive, side.mass, 1.0), 0.0))
+    massless_rows, massless_cols = solved.massless
+    # T / a for rows without mass, against u; T / b for columns without mass, against l.
+    if total.needs["a"] and bool(massless_rows.any()):
+        log_x = torch.where(massless_rows, pair.f / reg, -torch.inf)
+        at_zero = torch.zeros_like(l)
+        for span, _, plan in solved.blocks(log_x, pair.log_v):
+            at_zero[:, span] = times(plan, _unscaled(u, system.root_c))
+        total.add("a", -at_zero)
+    if total.needs["b"] and bool(massless_cols.any()):
+        log_y = torch.where(massless_cols, pair.g / reg, -torch.inf)
+        at_zero = torch.zeros_like(u)
+        for span, _, plan in solved.blocks(pair.log_u, log_y):
+            at_zero += times(plan.mT, _unscaled(l, system.root_r)[:, span])
+        total.add("b", -at_zero)
+    return l, u
+
+
+def _through_update(solved: Solved, side: int, grad: Tensor, total: _Total) -> Tensor:
+    r"""Gradient to the other side's potential of potentials that are :math:`f_i = -\lambda\,\mathrm{LSE}_i`.
+
+    .. math:: f_i\,(1/\tau_a + 1/\varepsilon) + \log\sum_j e^{\log v_j - C_{ij}/\varepsilon} = 0 \;\text{("kl")}
+
+    for the points where ``grad`` is not 0; the gradients to everything else are added to ``total``.
+    """
+    problem, pair = solved.problem, solved.pair
+    own: Side = (problem.rows, problem.cols)[side]
+    potential = (pair.f, pair.g)[side]
+    multiplier = grad / (own.penalty.inverse + 1 / problem.reg)[:, None]
+    log_x = torch.where(grad != 0, normalising(pair.row_lse), -torch.inf) if side == 0 else pair.log_u
+    log_y = torch.where(grad != 0, normalising(pair.col_lse), -torch.inf) if side == 1 else pair.log_v
+
+    def weigh(span: slice, cost: Tensor, plan: Tensor) -> tuple[Tensor, None]:
+        slope = multiplier[:, span, None] if side == 0 else multiplier[:, None, :]
+        return plan * -slope.to(plan.dtype), None
+
+    needs = (total.needs["a"] and side == 1, total.needs["b"] and side == 0, total.needs["reg"], True, True,
+             *total.cost_needs)
+    a, b, reg, f, g, *cost = plan_gradients(solved, log_x, log_y, weigh, needs, rows=side == 1, cols=side == 0)
+    weighted = dot(multiplier, potential)
+    total.add("a", a)
+    total.add("b", b)
+    total.add("reg", None if reg is None else reg + weighted / problem.reg.square())
+    total.add(("tau_a", "tau_b")[side], weighted * own.penalty.inverse.square())
+    if any(total.cost_needs):
+        total.add_cost([gradient for gradient in cost if gradient is not None])
+    other = f if side == 1 else g
+    assert other is not None  # it was asked for
+    return other
+
+
+def _unscaled(scaled: Tensor, root: Tensor) -> Tensor:
+    """l from its scaled form; 0 for a point that takes no part."""
+    return torch.where(root > 0, scaled / torch.where(root > 0, root, 1.0), 0.0)

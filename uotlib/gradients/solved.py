@@ -1,0 +1,176 @@
+r"""What every backward starts from: a solved problem, and the gradients of any loss of its plan.
+
+Inputs of all functions of this package stand in one order: a (B, n), b (B, m), reg (B,), f (B, n), g (B, m), float64,
+and the cost's prepared tensors.  A loss of the plan is known by blocks of :math:`W = T\cdot\partial L/\partial T`; its
+gradients are sums of W along rows, columns and the cost, so that nothing of size n x m is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from ..costs import full_precision_matmul
+from ..operators import GibbsKernel
+from ..options import SolverOptions
+from ..outcome import Pair
+from ..problem import Problem
+
+#: Turns (rows, cost, plan) of a block into W, and what reaches that block of the cost other than through the plan.
+Weigh = Callable[[slice, Tensor, Tensor], tuple[Tensor, Tensor | None]]
+#: Temporaries of a pass, in units of the plan's block: plan, dL/dT, W, what goes to the cost, and a product.
+TEMPORARIES = 5
+
+
+@dataclass(frozen=True)
+class Solved:
+    """A problem with its solution, and the versions that the user's tensors had at the solve."""
+
+    problem: Problem
+    kernel: GibbsKernel
+    pair: Pair
+    options: SolverOptions
+    versions: tuple[int, ...]
+
+    def check(self) -> None:
+        """Everything but potentials and marginals is computed from the inputs again, so that those must not change."""
+        for (name, tensor), version in zip(self.problem.named, self.versions, strict=True):
+            if version_of(tensor) != version:
+                raise RuntimeError(f"{name} was modified in place after the solve; solve again, or pass a clone")
+
+    @property
+    def by_product(self) -> bool:
+        """Whether the plan carries the factor a b' ("kl")."""
+        return self.problem.reg_type == "kl"
+
+    @cached_property
+    def massless(self) -> tuple[Tensor, Tensor]:
+        """Rows and columns without mass that have a potential all the same, (B, n) and (B, m)."""
+        return (~self.problem.rows.massive & torch.isfinite(self.pair.f),
+                ~self.problem.cols.massive & torch.isfinite(self.pair.g))
+
+    def blocks(self, log_x: Tensor, log_y: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """(rows, cost, e^(x + y - C/eps)) block by block, in blocks small enough for the cache of a CPU."""
+        return self.kernel.plan_and_cost(log_x, log_y, self.problem.reg, TEMPORARIES)
+
+
+def version_of(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def normalising(lse: Tensor) -> Tensor:
+    """The log-scaling that makes sums 1; -inf where there is nothing to normalise."""
+    return torch.where(lse > -torch.inf, -lse, -torch.inf)
+
+
+def dot(weight: Tensor, potential: Tensor) -> Tensor:
+    """<weight, potential> over the last dimension, where no weight meets any potential, infinite ones included."""
+    some = weight != 0
+    return torch.where(some, weight * torch.where(some, potential, 0.0), 0.0).sum(-1)
+
+
+def plan_gradients(solved: Solved, log_x: Tensor, log_y: Tensor, weigh: Weigh, needs: Sequence[bool], *,
+                   rows: bool = True, cols: bool = True,
+                   see: Callable[[slice, Tensor], None] | None = None) -> list[Tensor | None]:
+    r"""Gradients of a loss of :math:`M_{ij} = e^{x_i + y_j - C_{ij}/\varepsilon}` to a, b, reg, f, g and the cost.
+
+    .. math:: \frac{\partial L}{\partial f} = \frac{W\mathbf 1}{\varepsilon},\quad
+              \frac{\partial L}{\partial a_i} = \sum_j \frac{W_{ij}}{a_i},\quad
+              \frac{\partial L}{\partial C} = -\frac{W}{\varepsilon},\quad
+              \frac{\partial L}{\partial\varepsilon} = -\frac{\langle W, f + g - C\rangle}{\varepsilon^2},\qquad
+              W = M \cdot \frac{\partial L}{\partial M}
+
+    the second in the "kl" convention only, and at :math:`a_i = 0` from :math:`M_{ij}/a_i`, which is finite.  Between a
+    row and a column that both have no mass nothing is passed on: :math:`M_{ij}/(a_i b_j)` has no bound.
+
+    Args:
+        log_x, log_y: (B, n) and (B, m): log u and log v, or what normalises rows or columns instead.
+        weigh: Called for every block in turn; once more for massless points, with M divided by their mass.
+        needs: Which of the gradients are wanted.
+        rows: Whether x is log u, so that f and a matter.
+        cols: Whether y is log v, so that g and b matter.
+        see: Called with every block of M, once, before ``weigh``.
+    """
+    kernel, pair, reg = solved.kernel, solved.pair, solved.problem.reg
+    row_sum, col_sum = torch.zeros_like(pair.f), torch.zeros_like(pair.g)
+    cost_sum = torch.zeros_like(reg)
+    into = tuple(torch.zeros_like(tensor) for tensor in kernel.prepared) if any(needs[5:]) else None
+    for span, cost, plan in solved.blocks(log_x, log_y):
+        if see is not None:
+            see(span, plan)
+        weight, direct = weigh(span, cost, plan)
+        if rows:
+            row_sum[:, span] = weight.sum(2)
+        if cols:
+            col_sum += weight.sum(1)
+        if needs[2]:
+            cost_sum += torch.where(weight != 0, weight * cost, 0.0).sum(2).double().sum(1)
+        if into is not None:
+            slope = weight / -reg[:, None, None].to(weight.dtype)
+            _pull_back(solved, span, slope if direct is None else slope + direct, into)
+
+    def mass_gradient(sums: Tensor, mass: Tensor, at_zero: Callable[[], Tensor]) -> Tensor:
+        some = mass > 0
+        gradient = torch.where(some, sums / torch.where(some, mass, 1.0), 0.0)
+        return gradient + at_zero()
+
+    def at_massless_rows() -> Tensor:
+        return _massless_sums(solved, log_x, log_y, weigh, 0)
+
+    def at_massless_cols() -> Tensor:
+        return _massless_sums(solved, log_x, log_y, weigh, 1)
+
+    sides = solved.problem.rows, solved.problem.cols
+    return [
+        mass_gradient(row_sum, sides[0].mass, at_massless_rows) if needs[0] and rows and solved.by_product else None,
+        mass_gradient(col_sum, sides[1].mass, at_massless_cols) if needs[1] and cols and solved.by_product else None,
+        (cost_sum - dot(row_sum, pair.f) - dot(col_sum, pair.g)) / reg.square() if needs[2] else None,
+        row_sum / reg[:, None] if needs[3] and rows else None,
+        col_sum / reg[:, None] if needs[4] and cols else None,
+        *(into or [None] * len(needs[5:]))]
+
+
+def _massless_sums(solved: Solved, log_x: Tensor, log_y: Tensor, weigh: Weigh, side: int) -> Tensor:
+    """Sums of W over mass for the rows (side 0) or columns (1) that have none; 0 for the others."""
+    potential = solved.pair.f if side == 0 else solved.pair.g
+    massless = solved.massless[side]
+    sums = torch.zeros_like(potential)
+    if not bool(massless.any()):
+        return sums
+    scaling = torch.where(massless, potential / solved.problem.reg[:, None], -torch.inf)
+    # The other side may be normalised, and then has entries for points without mass.
+    if side == 0:
+        log_x, log_y = scaling, torch.where(solved.problem.cols.massive, log_y, -torch.inf)
+    else:
+        log_x, log_y = torch.where(solved.problem.rows.massive, log_x, -torch.inf), scaling
+    for span, cost, plan in solved.blocks(log_x, log_y):
+        weight, _ = weigh(span, cost, plan)
+        if side == 0:
+            sums[:, span] = weight.sum(2)
+        else:
+            sums += weight.sum(1)
+    return sums
+
+
+def _pull_back(solved: Solved, rows: slice, gradient: Tensor, into: tuple[Tensor, ...]) -> None:
+    """Add the gradients to the prepared tensors that come through these rows of the cost; a shared cost gets sums."""
+    kernel = solved.kernel
+    kernel.cost.pull_back(kernel.prepared, rows, kernel.dtype, shared_sum(solved, gradient), into)
+
+
+def shared_sum(solved: Solved, block: Tensor) -> Tensor:
+    """A block (B, rows, m) summed over the problems that share a cost: over the cost's own batch."""
+    if solved.kernel.cost_items is None:
+        return block
+    shared = block.new_zeros(len(solved.kernel.prepared[0]), *block.shape[1:])
+    return shared.index_add_(0, solved.kernel.cost_items, block)
+
+
+def matmul(left: Tensor, right: Tensor) -> Tensor:
+    """Batched product in full precision, whatever autocast says."""
+    with full_precision_matmul(left.device):
+        return torch.bmm(left, right)

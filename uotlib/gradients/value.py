@@ -1,0 +1,92 @@
+r"""The value, and its gradient by the envelope theorem.
+
+At the optimum the value is stationary in the potentials, so its derivative is that of the dual with f, g held:
+dV/dC = T, and for the masses and parameters the formulas in `EnvelopeValue.backward`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..divergences import kl
+from ..outcome import Pair
+from ..problem import Problem, Side
+from .products import TransportCost
+from .second import differentiable_envelope, pulled_back_plan
+from .solved import Solved, dot
+
+
+def primal_value(problem: Problem, pair: Pair) -> Tensor:
+    r"""The whole primal objective of the pair's plan, (B,), without reading the cost.
+
+    :math:`\langle C,T\rangle + \varepsilon\,\mathrm{KL}(T|ab^\top) = \langle r,f\rangle + \langle c,g\rangle
+    - \varepsilon(m(T) - m(a)m(b))`, since :math:`\varepsilon\log(T/ab^\top) = f + g - C`; without the product of masses
+    in the entropy convention.
+    """
+    rows, cols = problem.rows, problem.cols
+    row_mass, col_mass = pair.row_mass, pair.col_mass
+    free = rows.mass.sum(-1) * cols.mass.sum(-1) if problem.reg_type == "kl" else 0.0
+    linear = dot(row_mass, pair.f) + dot(col_mass, pair.g) - problem.reg * (row_mass.sum(-1) - free)
+    return linear + rows.penalty.primal(row_mass, rows.mass) + cols.penalty.primal(col_mass, cols.mass)
+
+
+class EnvelopeValue(torch.autograd.Function):
+    """Value as a function of a, b, reg, tau_a, tau_b and the cost's prepared tensors.
+
+    ``twice`` lets its gradient be differentiated, which takes the adjoint.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, solved: Solved, twice: bool, *inputs: Tensor) -> Tensor:
+        ctx.solved, ctx.twice = solved, twice
+        ctx.save_for_backward(*inputs)
+        return primal_value(solved.problem, solved.pair)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        solved: Solved = ctx.solved
+        solved.check()
+        needs = ctx.needs_input_grad[2:]
+        if not torch.is_grad_enabled():
+            return (None, None, *envelope_gradients(solved, grad, needs))
+        if not ctx.twice:
+            raise RuntimeError("grad='envelope' has no second derivatives: Solution.value's backward was asked to be "
+                               "differentiable (create_graph=True); solve with grad='implicit'")
+        return (None, None, *differentiable_envelope(solved, grad, ctx.saved_tensors, needs))
+
+
+def envelope_gradients(solved: Solved, grad: Tensor, needs: tuple[bool, ...]) -> list[Tensor | None]:
+    """Gradients to (a, b, reg, tau_a, tau_b, cost) of a loss with gradient ``grad`` (B,) to the value."""
+    problem, pair = solved.problem, solved.pair
+    rows, cols, reg = problem.rows, problem.cols, problem.reg
+
+    def mass_gradient(side: Side, potential: Tensor, other_total: Tensor) -> Tensor:
+        slope = side.penalty.marginal_value(potential)
+        if solved.by_product:
+            slope = slope + reg[:, None] * (other_total[:, None] - side.penalty.target(
+                torch.ones_like(side.mass), potential))
+        else:  # the true limit at zero mass is -inf: padding gets 0 instead
+            slope = torch.where(side.massive, slope, 0.0)
+        return grad[:, None] * slope
+
+    def reg_gradient() -> Tensor:
+        total = pair.row_mass.sum(-1)
+        entropy = (dot(pair.row_mass, pair.f) + dot(pair.col_mass, pair.g)
+                   - TransportCost.apply(solved)) / reg
+        return grad * (entropy - total + (rows.mass.sum(-1) * cols.mass.sum(-1) if solved.by_product else 0.0))
+
+    def tau_gradient(side: Side, marginal: Tensor) -> Tensor:
+        return grad * torch.where(side.penalty.exact, 0.0, kl(marginal, side.mass))
+
+    gradients: list[Tensor | None] = [
+        mass_gradient(rows, pair.f, cols.mass.sum(-1)) if needs[0] else None,
+        mass_gradient(cols, pair.g, rows.mass.sum(-1)) if needs[1] else None,
+        reg_gradient() if needs[2] else None,
+        tau_gradient(rows, pair.row_mass) if needs[3] else None,
+        tau_gradient(cols, pair.col_mass) if needs[4] else None]
+    if any(needs[5:]):
+        return gradients + pulled_back_plan(solved, grad, list(needs[5:]))
+    return gradients + [None] * len(needs[5:])
