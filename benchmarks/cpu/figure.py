@@ -32,6 +32,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    from matplotlib.ticker import NullFormatter
 
     curves = [row for row in rows if row.case == "curve"]
     if not curves:
@@ -56,6 +57,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
                 lines[label] = _line(axis, points, unit, colours[label], label)
         axis.axhline(target, color="0.6", linewidth=0.8, linestyle=":")
         axis.set(xscale="log", yscale="log", ylim=(LEAST, MOST * 1.3), title=f"ε = {eps:g}, τ = {tau:g}")
+        axis.xaxis.set_minor_formatter(NullFormatter())  # within a decade it would number every line
         axis.grid(alpha=0.25, linewidth=0.5)
     for axis in axes.flat[len(panels):]:
         axis.set_visible(False)
