@@ -13,9 +13,14 @@ template <> struct Simd<float> {
   static constexpr float kCeiling = 128.0f;        // 2^ceiling is inf
   static constexpr float kLowest = -3.0e38f;       // the maximum of no entries
   static constexpr double kUnitLimit = 80.0;       // powers of two that a slab's unit leaves to its sums
-  // 2^f - 1 over f on [-1/2, 1/2], for 2^f within 1.06 units in the last place, and 2 (2.1 without fused multiply-add)
-  // once rounded.
+  // 2^f - 1 over f on [-1/2, 1/2], for 2^f within 1.06 units in the last place, and 2 once rounded; one degree more
+  // where every product is rounded by itself.
+#if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
   static constexpr float kPoly[] = {0x1.5aab6cp-10f, 0x1.3cec48p-7f, 0x1.c6babcp-5f, 0x1.ebf9b6p-3f, 0x1.62e424p-1f};
+#else
+  static constexpr float kPoly[] = {0x1.3eb2a0p-13f, 0x1.5f0b86p-10f, 0x1.3b320ap-7f,
+                                    0x1.c6af76p-5f,  0x1.ebfbd6p-3f,  0x1.62e430p-1f};
+#endif
 };
 
 template <> struct Simd<double> {
