@@ -221,7 +221,7 @@ def test_streaming_needs_little_memory():
         print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
     """)
     if sys.platform != "linux":
-        pytest.skip("ru_maxrss is in kilobytes on Linux only")
+        pytest.skip("needs Linux, where ru_maxrss is in kilobytes")
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert int(answer.stdout) < 50, f"{answer.stdout.strip()} MB"
 

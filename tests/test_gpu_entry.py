@@ -13,7 +13,7 @@ import torch
 
 from uotlib import unbalanced_sinkhorn
 
-pytest.importorskip("triton")
+pytest.importorskip("triton", reason="needs triton: pip install triton")
 
 ROOT = Path(__file__).parents[1]
 
@@ -24,7 +24,7 @@ def entry(*arguments: str) -> subprocess.CompletedProcess[str]:
                           capture_output=True, text=True, timeout=200, check=False)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_says_that_there_is_no_gpu(tmp_path):
     run = entry("--out", str(tmp_path))
     assert run.returncode == 2

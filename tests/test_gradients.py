@@ -6,13 +6,13 @@ Solved to a violation of 1e-13 and with the adjoint to 1e-13, differences over 1
 from __future__ import annotations
 
 import gc
-import math
 import warnings
 import weakref
 
 import pytest
 import torch
-from problems import CONVENTIONS, INF, PENALTIES, Case, draw, generator
+from differentiation import features, leaf, saved_sizes, with_an_empty_item
+from problems import CONVENTIONS, INF, PENALTIES, Case, draw
 from tolerances import assert_close
 from torch import Tensor
 from torch.autograd import gradcheck
@@ -26,18 +26,8 @@ SETTINGS = {"tol": 1e-13, "max_iter": 5000, "options": EXACTLY}
 pytestmark = pytest.mark.filterwarnings("ignore:.*rounding floor:uotlib.ConvergenceWarning")
 
 
-def leaf(value) -> Tensor:
-    """A float64 leaf; an infinite penalty is no place to differentiate at."""
-    tensor = torch.as_tensor(value, dtype=torch.float64).clone()
-    return tensor.requires_grad_(not math.isinf(tensor.max()))
-
-
 def check(function, inputs, **settings) -> None:
     assert gradcheck(function, tuple(inputs), eps=1e-6, atol=3e-6, rtol=1e-5, **settings)
-
-
-def features(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=generator(seed), dtype=torch.float64)
 
 
 def every_output(solution: uotlib.Solution, v: Tensor, w: Tensor) -> tuple[Tensor, ...]:
@@ -366,11 +356,8 @@ def test_memory_of_a_batch_of_nothing():
 
 
 def test_items_without_mass_do_not_spoil_the_others(backend):
-    case = draw(4, 5, seed=22, batch=(3,))
-    a, b = case.a.clone(), case.b.clone()
-    a[1], b[1] = 0.0, 0.0
-    leaves = [leaf(tensor) for tensor in (case.cost, a, b)]
-    solution = case.but(cost=leaves[0], a=leaves[1], b=leaves[2]).solve(backend=backend, **SETTINGS)
+    case, leaves = with_an_empty_item(seed=22)
+    solution = case.solve(backend=backend, **SETTINGS)
     v, w = features(5, 2), features(4, 2)
     outputs = every_output(solution, v, w)
     loss = sum(torch.sin(output[[0, 2]]).sum() for output in outputs)
@@ -384,19 +371,12 @@ def test_items_without_mass_do_not_spoil_the_others(backend):
 def test_nothing_of_the_size_of_the_plan_is_kept(read):
     """Between forward and backward, for features of d = 4: vectors and the operand."""
     x, z = features(300, 4).requires_grad_(), features(250, 4, seed=1)
-    largest = 0
-
-    def remember(tensor: Tensor) -> Tensor:
-        nonlocal largest
-        largest = max(largest, tensor.numel())
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor):
+    with saved_sizes() as sizes:
         solution = unbalanced_sinkhorn(SqEuclideanCost(x, z, materialize=False), reg=1.0, reg_m=1.0)
         output = getattr(solution, read)
         output = output(features(250 if read == "apply" else 300, 4)) if callable(output) else output
     output.square().sum().backward()
-    assert 0 < largest <= 300 * 6
+    assert 0 < max(sizes) <= 300 * 6
     assert torch.isfinite(x.grad).all()
 
 

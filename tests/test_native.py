@@ -11,6 +11,7 @@ import threading
 
 import pytest
 import torch
+from instruction_sets import passes_at_lower_levels
 from torch import Tensor
 
 from uotlib._extension import extension, missing
@@ -273,7 +274,7 @@ def test_calls_from_several_threads(threads):
     assert not wrong
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_works_after_fork(threads):
     """The child has none of the pool's threads: it must make its own, not wait for them."""
@@ -315,16 +316,8 @@ def test_exponential(dtype, lowest, tolerance):
     assert y[4].isnan()
 
 
-LEVELS = ["baseline", "avx2", "avx512"]
-
-
-@pytest.mark.parametrize("level", LEVELS[:LEVELS.index(extension.simd_level())] if extension else [])
-def test_lower_instruction_sets(level):
-    """Those below the one that all other tests ran, in a process of their own: the choice is made once."""
-    done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", __file__,
-                           "-k", "operations or exponential or forbidden or reached or nan or twice"],
-                          env={**os.environ, "UOTLIB_SIMD": level}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout
+def test_lower_instruction_sets():
+    passes_at_lower_levels(__file__, "operations or exponential or forbidden or reached or nan or twice")
 
 
 def test_refusals_name_the_reason(monkeypatch):

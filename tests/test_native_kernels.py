@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-import os
-import subprocess
-import sys
 import time
 
 import pytest
 import torch
+from instruction_sets import passes_at_lower_levels
 from torch import Tensor
 
 from uotlib._extension import extension, missing
@@ -273,12 +271,5 @@ def test_denormals_do_not_slow_the_sweep():
     assert times["steep"] <= 5 * times["flat"]
 
 
-LEVELS = ["baseline", "avx2", "avx512"]
-
-
-@pytest.mark.parametrize("level", LEVELS[:LEVELS.index(extension.simd_level())] if extension else [])
-def test_lower_instruction_sets(level):
-    done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", __file__,
-                           "-k", "(minima or hint or skipping or skipped or columns or arrays or octave) and not sets"],
-                          env={**os.environ, "UOTLIB_SIMD": level}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout
+def test_lower_instruction_sets():
+    passes_at_lower_levels(__file__, "minima or hint or skipping or skipped or columns or arrays or octave")

@@ -13,10 +13,10 @@ import warnings
 
 import pytest
 import torch
+from problems import Case, draw, generator, masses, with_outliers
 from torch import Tensor
 
 import uotlib
-from tests.problems import Case, draw, generator, masses, with_outliers
 from uotlib import ConvergenceWarning, SolverOptions
 from uotlib._extension import extension, missing
 from uotlib.backends import BACKENDS
@@ -244,7 +244,7 @@ def test_an_error_in_the_progress_callable_ends_the_solve():
     assert bool(case.solve(backend="native").converged.all())
 
 
-@pytest.mark.skipif(os.name != "posix", reason="sends SIGINT")
+@pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
 def test_can_be_interrupted():
     """A solve that would take hours ends soon after ctrl-C."""
     code = """

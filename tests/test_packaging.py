@@ -18,7 +18,7 @@ SITE_PACKAGES = str(Path(pytest.__file__).resolve().parents[1])
 HAS_COMPILER = any(map(shutil.which, [os.environ.get("CXX", "c++"), "g++", "clang++"]))
 
 #: These build for the machine at hand from installed packages: nothing is fetched.
-pytestmark = pytest.mark.skipif(not (ROOT / "setup.py").exists(), reason="not run from the source tree")
+pytestmark = pytest.mark.skipif(not (ROOT / "setup.py").exists(), reason="needs the source tree with its setup.py")
 
 
 def run(*command: str | Path, cwd: Path, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -74,7 +74,7 @@ def test_sdist_has_all_it_needs_to_build(source):
     assert not list(source.rglob("*.so"))
 
 
-@pytest.mark.skipif(not HAS_COMPILER, reason="no C++ compiler")
+@pytest.mark.skipif(not HAS_COMPILER, reason="needs a C++ compiler")
 def test_wheel_from_sdist_solves(source, tmp_path):
     pip_wheel(source, tmp_path)
     (wheel,) = tmp_path.glob("uotlib-*.whl")
@@ -120,7 +120,7 @@ def test_a_broken_extension_shows_its_own_error(source, tmp_path):
     assert "_C.abi3.so" in shown
 
 
-@pytest.mark.skipif(not HAS_COMPILER, reason="no C++ compiler")
+@pytest.mark.skipif(not HAS_COMPILER, reason="needs a C++ compiler")
 @pytest.mark.parametrize(("wish", "sentence"), [
     ("1", "UOTLIB_CUDA=1 asks for the CUDA kernels, but no nvcc is on PATH"),
     ("yes", "UOTLIB_CUDA must be auto, 0 or 1, got 'yes'"),
@@ -137,7 +137,7 @@ def test_cuda_wish_that_cannot_be_met_fails(source, tmp_path, wish, sentence):
     assert not list(tmp_path.glob("*.whl"))
 
 
-@pytest.mark.skipif(not HAS_COMPILER, reason="no C++ compiler")
+@pytest.mark.skipif(not HAS_COMPILER, reason="needs a C++ compiler")
 def test_code_that_does_not_compile_fails_the_installation(source, tmp_path):
     """An optional extension is one without a compiler, not one with an error in it."""
     (source / "csrc" / "cpu" / "pool.cpp").write_text("#error broken on purpose\n")

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
-from problems import CONVENTIONS, INF, draw, generator
+from differentiation import features, leaf, value_of_equal_totals, value_of_everything
+from problems import CONVENTIONS, INF, draw
 from tolerances import assert_close
 from torch import Tensor
 from torch.autograd import gradgradcheck
@@ -17,41 +16,22 @@ SETTINGS = {"tol": 1e-13, "max_iter": 5000, "options": SolverOptions(adjoint_tol
 pytestmark = pytest.mark.filterwarnings("ignore:.*rounding floor:uotlib.ConvergenceWarning")
 
 
-def leaf(value) -> Tensor:
-    """A float64 leaf; an infinite penalty is no place to differentiate at."""
-    tensor = torch.as_tensor(value, dtype=torch.float64).clone()
-    return tensor.requires_grad_(not math.isinf(tensor.max()))
-
-
 def check(function, inputs) -> None:
     assert gradgradcheck(function, tuple(inputs), eps=1e-6, atol=1e-5, rtol=1e-4)
-
-
-def features(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=generator(seed), dtype=torch.float64)
 
 
 @pytest.mark.parametrize("reg_type", CONVENTIONS)
 @pytest.mark.parametrize("reg_m", [(0.5, 0.5), (0.2, 3.0), (INF, 0.7), (0.4, INF)])
 def test_hessian_in_everything(reg_m, reg_type, backend):
     case = draw(3, 4, seed=1, reg=0.2, reg_m=reg_m, reg_type=reg_type)
-
-    def value(cost, a, b, reg, tau_a, tau_b):
-        return unbalanced_sinkhorn(cost, a, b, reg=reg, reg_m=(tau_a, tau_b), reg_type=reg_type, backend=backend,
-                                   **SETTINGS).value
-
-    check(value, map(leaf, (case.cost, case.a, case.b, case.reg, *reg_m)))
+    check(value_of_everything(reg_type, backend=backend, **SETTINGS),
+          map(leaf, (case.cost, case.a, case.b, case.reg, *reg_m)))
 
 
 @pytest.mark.parametrize("reg_type", CONVENTIONS)
 def test_hessian_with_both_marginals_exact(reg_type):
     case = draw(3, 4, seed=2, reg=0.2, reg_m=INF)
-
-    def value(cost, log_a, log_b, reg):
-        return unbalanced_sinkhorn(cost, log_a.softmax(0), log_b.softmax(0), reg=reg, reg_m=INF, reg_type=reg_type,
-                                   **SETTINGS).value
-
-    check(value, map(leaf, (case.cost, case.a.log(), case.b.log(), case.reg)))
+    check(value_of_equal_totals(reg_type, **SETTINGS), map(leaf, (case.cost, case.a.log(), case.b.log(), case.reg)))
 
 
 @pytest.mark.parametrize("materialize", [True, False])

@@ -22,7 +22,7 @@ from uotlib.backends.reference import ReferenceBackend
 from uotlib.backends.triton import TritonBackend
 from uotlib.kernels.tiles import Tile, TileTable
 
-pytest.importorskip("triton")
+pytest.importorskip("triton", reason="needs triton: pip install triton")
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 ON_GPU = torch.cuda.is_available() and not INTERPRETED

@@ -13,7 +13,7 @@ import pytest
 
 from uotlib.kernels.tiles import TileTable, slab_layout
 
-pytest.importorskip("triton")
+pytest.importorskip("triton", reason="needs triton: pip install triton")
 
 ROOT = Path(__file__).parents[1]
 #: Bytes of shared memory of one multiprocessor, and of one program, by compute capability (CUDA programming guide).

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("triton")
+pytest.importorskip("triton", reason="needs triton: pip install triton")
 
 
 def test_kernels_under_the_interpreter():

@@ -6,15 +6,12 @@ import math
 
 import pytest
 import torch
-from problems import CONVENTIONS, INF, PENALTIES, Case, draw, generator
+from differentiation import features, saved_sizes
+from problems import CONVENTIONS, INF, PENALTIES, Case, draw
 from tolerances import assert_close
 from torch import Tensor
 
 from uotlib import SolverOptions, SqEuclideanCost, unbalanced_sinkhorn
-
-
-def weights(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=generator(seed), dtype=torch.float64)
 
 
 def torch_loop(case: Case, inputs: list[Tensor], n_iter: int, g: Tensor) -> tuple[Tensor, ...]:
@@ -44,8 +41,8 @@ def torch_loop(case: Case, inputs: list[Tensor], n_iter: int, g: Tensor) -> tupl
 @pytest.mark.parametrize("n_iter", [1, 4])
 def test_unrolled_is_autograd_through_the_loop(n_iter, reg_m, reg_type, backend):
     case = draw(5, 6, seed=1, reg=0.1, reg_m=reg_m, reg_type=reg_type)
-    start, v, w = weights(5), weights(6, 2), weights(5, 2)
-    g = weights(6, seed=2)
+    start, v, w = features(5), features(6, 2), features(5, 2)
+    g = features(6, seed=2)
 
     def loss(f, g, plan, value, transport, rows, cols, applied, average):
         parts = f, g, plan, value, transport, rows, cols, applied, average
@@ -82,7 +79,7 @@ def test_unrolled_is_implicit_at_convergence(reg_m, reg_type):
     case.a[0, 1] = case.b[1, 4] = 0.0
     case.cost[1] *= 0.1
     case.cost[0, 2, 3] = INF
-    v = weights(6, 2)
+    v = features(6, 2)
     gradients = []
     for grad in ("unrolled", "implicit"):
         leaves = [tensor.clone().requires_grad_() for tensor in (case.cost, case.a, case.b)]
@@ -95,7 +92,7 @@ def test_unrolled_is_implicit_at_convergence(reg_m, reg_type):
 
 
 def test_unrolled_features_are_streamed():
-    x, z, v = weights(2, 5, 3), weights(4, 3, seed=1), weights(4, 2)
+    x, z, v = features(2, 5, 3), features(4, 3, seed=1), features(4, 2)
     gradients = []
     for options, materialize in ((SolverOptions(block_bytes=4096), False), (None, True)):
         leaves = [tensor.clone().requires_grad_() for tensor in (x, z)]
@@ -113,18 +110,11 @@ def test_unrolled_refuses_what_it_cannot_differentiate():
 
 def test_unrolled_keeps_vectors_only():
     """30 iterations on 800 x 700 in float32: 2.2 MB a matrix, and 30 of them would be kept by plain autograd."""
-    x, z = weights(800, 4).float().requires_grad_(), weights(700, 4, seed=1).float()
-    largest = 0
-
-    def remember(tensor: Tensor) -> Tensor:
-        nonlocal largest
-        largest = max(largest, tensor.numel())
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor):
+    x, z = features(800, 4).float().requires_grad_(), features(700, 4, seed=1).float()
+    with saved_sizes() as sizes:
         solution = unbalanced_sinkhorn(SqEuclideanCost(x, z, materialize=False), reg=1.0, reg_m=1.0, method="sinkhorn",
                                        max_iter=30, tol=0, grad="unrolled")
         total = solution.apply(z).sum() + solution.value
     total.backward()
-    assert 0 < largest <= 800 * 6
+    assert 0 < max(sizes) <= 800 * 6
     assert torch.isfinite(x.grad).all()

@@ -6,10 +6,9 @@ The envelope theorem makes the error of the gradient the violation and of the va
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
+from differentiation import leaf, value_of_equal_totals, value_of_everything, with_an_empty_item
 from problems import CONVENTIONS, INF, draw
 from tolerances import assert_close
 from torch.autograd import gradcheck
@@ -21,12 +20,6 @@ FINITE_OR_ONE_EXACT = [(0.5, 0.5), (0.2, 3.0), (INF, 0.7), (0.4, INF)]
 pytestmark = pytest.mark.filterwarnings("ignore:.*rounding floor:uotlib.ConvergenceWarning")
 
 
-def leaf(value) -> torch.Tensor:
-    """A float64 leaf; an infinite penalty is no place to differentiate at."""
-    tensor = torch.as_tensor(value, dtype=torch.float64).clone()
-    return tensor.requires_grad_(not math.isinf(tensor.max()))
-
-
 def check(function, inputs) -> None:
     assert gradcheck(function, tuple(inputs), eps=1e-6, atol=2e-6, rtol=1e-5, fast_mode=True)
 
@@ -35,24 +28,15 @@ def check(function, inputs) -> None:
 @pytest.mark.parametrize("reg_m", FINITE_OR_ONE_EXACT)
 def test_gradient_to_everything(reg_m, reg_type, backend):
     case = draw(4, 5, seed=1, reg=0.2, reg_m=reg_m, reg_type=reg_type)
-
-    def value(cost, a, b, reg, tau_a, tau_b):
-        return unbalanced_sinkhorn(cost, a, b, reg=reg, reg_m=(tau_a, tau_b), reg_type=reg_type, backend=backend,
-                                   **SETTINGS).value
-
-    check(value, map(leaf, (case.cost, case.a, case.b, case.reg, *reg_m)))
+    check(value_of_everything(reg_type, backend=backend, **SETTINGS),
+          map(leaf, (case.cost, case.a, case.b, case.reg, *reg_m)))
 
 
 @pytest.mark.parametrize("reg_type", CONVENTIONS)
 def test_gradient_with_both_marginals_exact(reg_type):
-    """Masses may then only move along equal totals, which softmax does."""
     case = draw(4, 5, seed=2, reg=0.2, reg_m=INF)
-
-    def value(cost, log_a, log_b, reg):
-        return unbalanced_sinkhorn(cost, log_a.softmax(0), log_b.softmax(0), reg=reg, reg_m=INF, reg_type=reg_type,
-                                   tol=1e-13, max_iter=3000).value
-
-    check(value, map(leaf, (case.cost, case.a.log(), case.b.log(), case.reg)))
+    check(value_of_equal_totals(reg_type, tol=1e-13, max_iter=3000),
+          map(leaf, (case.cost, case.a.log(), case.b.log(), case.reg)))
 
 
 @pytest.mark.parametrize("reg_type", CONVENTIONS)
@@ -134,11 +118,8 @@ def test_padding_gets_finite_gradients_and_changes_no_others(backend):
 
 def test_empty_items_of_a_batch_do_not_spoil_the_others(backend):
     """A problem without any mass is what a fully padded item is: no NaN anywhere."""
-    case = draw(4, 5, seed=10, batch=(3,))
-    a, b = case.a.clone(), case.b.clone()
-    a[1], b[1] = 0.0, 0.0
-    leaves = [leaf(tensor) for tensor in (case.cost, a, b)]
-    solution = case.but(cost=leaves[0], a=leaves[1], b=leaves[2]).solve(backend=backend, **SETTINGS)
+    case, leaves = with_an_empty_item(seed=10)
+    solution = case.solve(backend=backend, **SETTINGS)
     solution.value[[0, 2]].sum().backward()
     assert float(solution.value[1].detach()) == 0.0
     for tensor in leaves:

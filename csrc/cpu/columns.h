@@ -37,28 +37,42 @@ template <class T> inline void column_block(const T* cost, int64_t stride, const
   }
 }
 
-template <class T> void col_lse_unit(const Job& job, int64_t index, int worker) {
-  const int64_t item = index / job.slabs;
-  const Range slab = chunk_of(index % job.slabs, job.slab_rows, job.n);
-  const Units<T> units(job.reg[item]);
-  const T* cost = matrix<T>(job, item);
-  const T* high = static_cast<const T*>(job.u_high) + item * job.height;
-  const T* weight = static_cast<const T*>(job.u_low) + item * job.height;
-  T* sum = static_cast<T*>(job.slab_sum) + index * job.width;
-  T* peak = static_cast<T*>(job.slab_peak) + index * job.width;
-  T* x = tile_memory<T>(job, worker);
-  for (int64_t j = 0; j < job.width; ++j) {
-    sum[j] = 0;
-    peak[j] = Simd<T>::kLowest;
+// One slab of one problem: its rows' cost and scalings, the columns' sums and running maxima, the worker's memory.
+template <class T> struct ColumnSlab {
+  int64_t item;
+  Range rows;
+  T inverse;
+  const T *cost, *high, *weight;
+  T *sum, *peak, *x;
+
+  ColumnSlab(const Job& job, int64_t index, int worker)
+      : item(index / job.slabs), rows(chunk_of(index % job.slabs, job.slab_rows, job.n)),
+        inverse(Units<T>(job.reg[item]).inverse), cost(matrix<T>(job, item)),
+        high(static_cast<const T*>(job.u_high) + item * job.height),
+        weight(static_cast<const T*>(job.u_low) + item * job.height),
+        sum(static_cast<T*>(job.slab_sum) + index * job.width),
+        peak(static_cast<T*>(job.slab_peak) + index * job.width), x(tile_memory<T>(job, worker)) {}
+
+  // The first `count` columns without a term.
+  void clear(int64_t count) const {
+    for (int64_t j = 0; j < count; ++j) {
+      sum[j] = 0;
+      peak[j] = Simd<T>::kLowest;
+    }
   }
-  for (int64_t first = slab.begin; first < slab.end; first += kTileRows) {
-    const int64_t rows = slab.end - first < kTileRows ? slab.end - first : kTileRows;
+};
+
+template <class T> void col_lse_unit(const Job& job, int64_t index, int worker) {
+  const ColumnSlab<T> slab(job, index, worker);
+  slab.clear(job.width);
+  for (int64_t first = slab.rows.begin; first < slab.rows.end; first += kTileRows) {
+    const int64_t rows = slab.rows.end - first < kTileRows ? slab.rows.end - first : kTileRows;
     for (int64_t b = 0; b * kTileBlock<T> < job.m; ++b) {
       const Range block = chunk_of(b, kTileBlock<T>, job.m);
-      const T* entry = cost + first * job.row_stride + block.begin;
+      const T* entry = slab.cost + first * job.row_stride + block.begin;
       const T* next = entry + (block.end < job.m ? kTileBlock<T> : kTileRows * job.row_stride - block.begin);
-      column_block<T>(entry, job.row_stride, high + first, weight + first, rows, block.end - block.begin,
-                      units.inverse, next, x, peak + block.begin, sum + block.begin);
+      column_block<T>(entry, job.row_stride, slab.high + first, slab.weight + first, rows, block.end - block.begin,
+                      slab.inverse, next, slab.x, slab.peak + block.begin, slab.sum + block.begin);
     }
   }
 }
@@ -96,32 +110,21 @@ inline int64_t wanted(const bool* mask, int64_t begin, int64_t end, int32_t* lis
 }
 
 template <class T> void col_lse_masked_unit(const Job& job, int64_t index, int worker) {
-  const int64_t item = index / job.slabs;
-  const Range slab = chunk_of(index % job.slabs, job.slab_rows, job.n);
-  const Units<T> units(job.reg[item]);
-  const T* cost = matrix<T>(job, item);
-  const T* high = static_cast<const T*>(job.u_high) + item * job.height;
-  const T* weight = static_cast<const T*>(job.u_low) + item * job.height;
-  T* sum = static_cast<T*>(job.slab_sum) + index * job.width;
-  T* peak = static_cast<T*>(job.slab_peak) + index * job.width;
-  T* x = tile_memory<T>(job, worker);
-  T* entries = x + kTileRows * kTileBlock<T>;
+  const ColumnSlab<T> slab(job, index, worker);
+  T* entries = slab.x + kTileRows * kTileBlock<T>;
   int32_t* list = reinterpret_cast<int32_t*>(entries + kTileRows * kTileBlock<T>);  // m, and one that is written over
-  const int64_t count = wanted(job.mask + item * job.m, 0, job.m, list);
-  for (int64_t k = 0; k < count; ++k) {
-    sum[k] = 0;
-    peak[k] = Simd<T>::kLowest;
-  }
-  for (int64_t first = slab.begin; first < slab.end; first += kTileRows) {
-    const int64_t rows = slab.end - first < kTileRows ? slab.end - first : kTileRows;
+  const int64_t count = wanted(job.mask + slab.item * job.m, 0, job.m, list);
+  slab.clear(count);
+  for (int64_t first = slab.rows.begin; first < slab.rows.end; first += kTileRows) {
+    const int64_t rows = slab.rows.end - first < kTileRows ? slab.rows.end - first : kTileRows;
     for (int64_t b = 0; b * kTileBlock<T> < count; ++b) {
       const Range block = chunk_of(b, kTileBlock<T>, count);
       for (int64_t r = 0; r < rows; ++r) {
-        const T* row = cost + (first + r) * job.row_stride;
+        const T* row = slab.cost + (first + r) * job.row_stride;
         for (int64_t k = block.begin; k < block.end; ++k) entries[r * kTileBlock<T> + k - block.begin] = row[list[k]];
       }
-      column_block<T>(entries, kTileBlock<T>, high + first, weight + first, rows, block.end - block.begin,
-                      units.inverse, entries, x, peak + block.begin, sum + block.begin);
+      column_block<T>(entries, kTileBlock<T>, slab.high + first, slab.weight + first, rows, block.end - block.begin,
+                      slab.inverse, entries, slab.x, slab.peak + block.begin, slab.sum + block.begin);
     }
   }
 }

@@ -1,29 +1,16 @@
-// The kernels, compiled once per instruction set: UOT_LEVEL names the namespace, UOT_VECTOR_BYTES the register.
+// The kernels, compiled once per instruction set.
 //
 // Exponents are kept in base 2 and in units in which 1/eps is exactly a number of the cost's type:
 //   x_ij = sigma (log v_j - C_ij / eps),  sigma = inverse * eps ~ log2(e),  inverse = (T)(log2(e) / eps),
 // so no entry carries a systematic error, and 2^x differs from e^(x/sigma) by |x| 2^-25 only.  A log-scaling is
 // stored as its rounding to T (high) and the rest (low), which enters as a factor w = 2^low near 1.
-#include <cmath>
-#include <type_traits>
-
-#if defined(__AVX512DQ__)
-#include <immintrin.h>
-#endif
-
-#include "job.h"
-
-#ifndef UOT_LEVEL
-#error "compile with -DUOT_LEVEL=baseline|avx2|avx512 -DUOT_VECTOR_BYTES=16|32|64"
-#endif
+#include "level.h"
 
 namespace uot {
 namespace {
 
 #include "simd.h"
 #include "functions.h"
-
-constexpr double kLn2 = 0.69314718055994530942;
 
 constexpr int kInterleaved = 4;                               // vectors in flight
 constexpr int kPerLine = int(kAlignment / UOT_VECTOR_BYTES);  // vectors in a cache line

@@ -1,18 +1,7 @@
-// The array functions of vectors.h, compiled once per instruction set as kernels.cpp is: no template or inline function
-// of another header may be used here, or the linker could merge it into code for a lesser machine.
+// The array functions of vectors.h, compiled once per instruction set.
 #include "vectors.h"
 
-#include <cmath>
-
-#if defined(__AVX512DQ__)
-#include <immintrin.h>
-#endif
-
-#include "job.h"
-
-#ifndef UOT_LEVEL
-#error "compile with -DUOT_LEVEL=baseline|avx2|avx512 -DUOT_VECTOR_BYTES=16|32|64"
-#endif
+#include "level.h"
 
 namespace uot {
 namespace {

@@ -5,13 +5,14 @@ Each streams over blocks of the plan, forward and backward, and keeps vectors on
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .solved import Solved, matmul, normalising, plan_gradients
+from .solved import Solved, Weigh, matmul, normalising, plan_gradients
 
 
 class PlanProduct(torch.autograd.Function):
@@ -95,15 +96,11 @@ class Marginal(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        solved: Solved = ctx.solved
-        solved.check()
-
         def weigh(span: slice, cost: Tensor, plan: Tensor) -> tuple[Tensor, None]:
             slope = grad[:, None, :] if ctx.side else grad[:, span, None]
             return plan * slope.to(plan.dtype), None
 
-        pair = solved.pair
-        return (None, None, *plan_gradients(solved, pair.log_u, pair.log_v, weigh, ctx.needs_input_grad[2:]))
+        return None, None, *_of_plan(ctx, weigh, ctx.needs_input_grad[2:])
 
 
 class Plan(torch.autograd.Function):
@@ -121,14 +118,10 @@ class Plan(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        solved: Solved = ctx.solved
-        solved.check()
-
         def weigh(span: slice, cost: Tensor, plan: Tensor) -> tuple[Tensor, None]:
             return plan * grad[:, span], None
 
-        pair = solved.pair
-        return (None, *plan_gradients(solved, pair.log_u, pair.log_v, weigh, ctx.needs_input_grad[1:]))
+        return None, *_of_plan(ctx, weigh, ctx.needs_input_grad[1:])
 
 
 class TransportCost(torch.autograd.Function):
@@ -145,15 +138,18 @@ class TransportCost(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        solved: Solved = ctx.solved
-        solved.check()
-
         def weigh(span: slice, cost: Tensor, plan: Tensor) -> tuple[Tensor, Tensor]:
             direct = plan * grad[:, None, None].to(plan.dtype)
             return torch.where(direct != 0, direct * cost, 0.0), direct
 
-        pair = solved.pair
-        return (None, *plan_gradients(solved, pair.log_u, pair.log_v, weigh, ctx.needs_input_grad[1:]))
+        return None, *_of_plan(ctx, weigh, ctx.needs_input_grad[1:])
+
+
+def _of_plan(ctx: Any, weigh: Weigh, needs: Sequence[bool]) -> list[Tensor | None]:
+    """`plan_gradients` for a loss of the plan itself."""
+    solved: Solved = ctx.solved
+    solved.check()
+    return plan_gradients(solved, solved.pair.log_u, solved.pair.log_v, weigh, needs)
 
 
 def _scalings(solved: Solved, side: int, normalised: bool) -> tuple[Tensor, Tensor]:
