@@ -21,8 +21,8 @@ from uotlib import ConvergenceWarning, SolverOptions
 from uotlib._extension import extension, missing
 from uotlib.backends import BACKENDS
 from uotlib.backends.native import NativeBackend
+from uotlib.costs import DenseCost
 from uotlib.operators import GibbsKernel
-from uotlib.problem import build_problem
 
 pytestmark = pytest.mark.skipif(extension is None, reason=str(missing))
 
@@ -162,8 +162,7 @@ def test_light_columns_beside_heavy_rows(backend):
     cost[0, :21, 0] = 0
     offset = torch.zeros(1, 40, dtype=torch.float64)
     offset[0, :21] = 80
-    problem = build_problem(cost, None, None, 0.25, 0.01, "kl")
-    kernel = GibbsKernel(problem, BACKENDS[backend], 1 << 20)
+    kernel = GibbsKernel(DenseCost(cost), (cost,), cost, None, (1, 40, 30), cost.dtype, BACKENDS[backend], 1 << 20)
     one = torch.ones(1, dtype=torch.float64)
     swept = kernel.sweep(torch.zeros(1, 30, dtype=torch.float64), offset, 0.1 * one, 0.25 * one, 0 * one)
     exact = torch.logsumexp(swept.log_u[:, :, None] - cost.double() / 0.25, 1)

@@ -12,11 +12,15 @@ from torch import Tensor
 from .backends import choose
 from .costs import Cost
 from .exceptions import ConvergenceWarning
-from .operators import GibbsKernel
 from .options import SolverOptions
+from .outcome import Outcome
+from .primitives import State
 from .problem import Problem, build_problem
+from .settings import Run, Settings
 from .solution import Solution
-from .solver import Outcome, solve
+from .solve_operator import kernel_of, solve_as_operator, whole_matrix
+from .solver import solve
+from .tracing import values_hidden
 
 Scalar = float | Tensor
 
@@ -74,11 +78,12 @@ def unbalanced_sinkhorn(cost: Tensor | Cost, a: Tensor | None = None, b: Tensor 
     Raises:
         TypeError: for an argument of a wrong type or dtype.
         ValueError: for shapes that do not fit, signs, NaN or -inf (on the CPU; on a GPU looking at values would wait
-            for the device: there a NaN shows in the potentials and in ``converged``), devices that differ, and
-            different totals with both marginals exact.
+            for the device, and torch.compile and torch.func.vmap have none to look at: there a NaN shows in the
+            potentials and in ``converged``), devices that differ, and different totals with both marginals exact.
         BackendUnavailable: if the backend that was asked for cannot run, with the reason.
 
     Warns:
+        (Not under torch.compile and torch.func.)
         ConvergenceWarning: if an item is not within ``tol`` after ``max_iter`` passes, or stopped because rounding
             lets the violation fall no further; from a backward, if its linear solve is not within ``adjoint_tol``.
 
@@ -101,10 +106,24 @@ def unbalanced_sinkhorn(cost: Tensor | Cost, a: Tensor | None = None, b: Tensor 
     problem = build_problem(cost, a, b, reg, reg_m, reg_type)
     chosen = choose(backend, problem.device, problem.dtype)
     start = _check_init(init, problem)
-    kernel = GibbsKernel(problem, chosen, options.block_bytes)
-    outcome = solve(problem, kernel, method, max_iter, tol, start, options)
-    _warn(problem, outcome, max_iter, tol)
-    return Solution(problem, kernel, outcome, grad, options, start)
+    how = Settings(problem.cost.key, reg_type, problem.dtype, chosen.name, options.block_bytes, options.adjoint_tol,
+                   options.adjoint_max_iter)
+    settings = how.encode()
+    prepared = problem.cost.prepare(problem.dtype, problem.smallest_reg)
+    constant = tuple(tensor.detach() for tensor in prepared)
+    matrix = whole_matrix(problem.cost, constant, problem.dtype, settings)
+    if values_hidden(*(tensor for _, tensor in problem.named)):
+        if options.progress is not False:
+            raise ValueError("SolverOptions.progress must be False under torch.compile and torch.func")
+        run = Run(method, max_iter, tol, options)
+        outcome = solve_as_operator(problem, constant, matrix, start, settings, run.encode())
+    else:
+        outcome = solve(problem, kernel_of(problem, constant, matrix, how), method, max_iter, tol, start, options)
+        _warn(problem, outcome, max_iter, tol)
+    pair = outcome.pair
+    state = State([pair.log_u, pair.log_v, pair.row_lse, pair.col_lse], None if problem.cost.dense else matrix,
+                  problem.cost_items, settings)
+    return Solution(problem, prepared, state, outcome, grad, max_iter if tol == 0 else None, start)
 
 
 def _check_settings(method: object, max_iter: object, tol: object, grad: object, backend: object,
@@ -153,7 +172,7 @@ def _check_init(init: object, problem: Problem) -> tuple[Tensor, Tensor] | None:
         except RuntimeError as error:
             raise ValueError(f"{name}: batch dimensions {tuple(part.shape[:-1])} do not broadcast to "
                              f"{tuple(problem.batch_shape)}") from error
-        if problem.device.type == "cpu" and bool(torch.isnan(flat).any()):
+        if problem.device.type == "cpu" and not values_hidden(part) and bool(torch.isnan(flat).any()):
             raise ValueError(f"{name} must not contain NaN, got {int(torch.isnan(flat).sum())} of them")
         usable = torch.isfinite(flat) & (side.mass > 0)
         start.append(torch.where(usable, flat, 0.0))

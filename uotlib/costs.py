@@ -16,8 +16,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from .tracing import values_hidden
+
 #: A feature cost is built once, rather than streamed, while it takes at most this many bytes.
 MATERIALIZE_BYTES = 1 << 30
+#: Every kind of cost by its key.
+_KINDS: dict[str, type[Cost]] = {}
 
 
 class Cost(ABC):
@@ -25,7 +29,16 @@ class Cost(ABC):
 
     #: Dense costs are used in place; others are built once or streamed by blocks of rows.
     dense: ClassVar[bool] = False
+    #: What operators, which see tensors and strings alone, know the class by.
+    key: ClassVar[str] = ""
     materialize: bool | None = None
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        name = f"{cls.__module__}.{cls.__qualname__}"
+        same = sum(1 for key in _KINDS if key.partition("#")[0] == name)
+        cls.key = f"{name}#{same}" if same else name
+        _KINDS[cls.key] = cls
 
     @property
     @abstractmethod
@@ -48,24 +61,38 @@ class Cost(ABC):
 
     @abstractmethod
     def block(self, prepared: tuple[Tensor, ...], rows: slice, dtype: torch.dtype) -> Tensor:
-        """Rows of the cost, (B, rows, m), of type ``dtype``; a differentiable expression of ``prepared``."""
+        """Rows of the cost, (B, rows, m), of type ``dtype``; a differentiable expression of ``prepared``.
+
+        As the methods below, it may use nothing else of the instance: a parameter of the cost is one more prepared
+        tensor.
+        """
 
     def pull_back(self, prepared: tuple[Tensor, ...], rows: slice, dtype: torch.dtype, grad: Tensor,
                   into: tuple[Tensor, ...]) -> None:
         """Add to ``into`` the gradients with respect to ``prepared`` of <block, grad>."""
-        with torch.enable_grad(), full_precision_matmul(grad.device):
-            leaves = tuple(tensor.detach().requires_grad_() for tensor in prepared)
-            gradients = torch.autograd.grad(self.block(leaves, rows, dtype), leaves, grad, allow_unused=True)
-        for total, gradient in zip(into, gradients, strict=True):
-            if gradient is not None:
+        with full_precision_matmul(grad.device):
+            pull = torch.func.vjp(lambda *tensors: self.block(tensors, rows, dtype), *prepared)[1]
+            for total, gradient in zip(into, pull(grad), strict=True):
                 total += gradient
-
 
     def tangent(self, prepared: tuple[Tensor, ...], tangents: tuple[Tensor, ...], rows: slice,
                 dtype: torch.dtype) -> Tensor:
         """Derivative of `block` along ``tangents`` of ``prepared``, (B, rows, m), differentiable in ``prepared``."""
         with full_precision_matmul(prepared[0].device):
             return torch.func.jvp(lambda *moved: self.block(moved, rows, dtype), prepared, tangents)[1]
+
+    def pull_back_tangent(self, prepared: tuple[Tensor, ...], tangents: tuple[Tensor, ...], rows: slice,
+                          dtype: torch.dtype, grad: Tensor, into: tuple[Tensor, ...]) -> None:
+        """Add to ``into`` the gradients with respect to ``prepared`` of <tangent, grad>."""
+        with full_precision_matmul(grad.device):
+            pull = torch.func.vjp(lambda *tensors: self.tangent(tensors, tangents, rows, dtype), *prepared)[1]
+            for total, gradient in zip(into, pull(grad), strict=True):
+                total += gradient
+
+
+def cost_of_kind(key: str) -> Cost:
+    """A cost of this kind without tensors: what gives blocks of prepared ones."""
+    return object.__new__(_KINDS[key])
 
 
 class DenseCost(Cost):
@@ -86,7 +113,8 @@ class DenseCost(Cost):
 
     def prepare(self, dtype: torch.dtype, reg: float) -> tuple[Tensor, ...]:
         n, m = self.cost.shape[-2:]
-        return (self.cost.to(dtype).reshape(math.prod(self.cost.shape[:-2]), n, m),)
+        matrix = self.cost.to(dtype).reshape(math.prod(self.cost.shape[:-2]), n, m)
+        return (matrix if matrix.stride(-1) == 1 or m == 1 else matrix.contiguous(),)
 
     def block(self, prepared: tuple[Tensor, ...], rows: slice, dtype: torch.dtype) -> Tensor:
         return prepared[0][:, rows]
@@ -99,6 +127,10 @@ class DenseCost(Cost):
                 dtype: torch.dtype) -> Tensor:
         return tangents[0][:, rows]
 
+    def pull_back_tangent(self, prepared: tuple[Tensor, ...], tangents: tuple[Tensor, ...], rows: slice,
+                          dtype: torch.dtype, grad: Tensor, into: tuple[Tensor, ...]) -> None:
+        """Nothing: the cost is linear in its tensor."""
+
 
 class InnerProductCost(Cost):
     r""":math:`C_{ij} = \alpha_i + \beta_j - k\,\langle x'_i, z'_j\rangle` for features x', z' that a subclass makes.
@@ -109,8 +141,8 @@ class InnerProductCost(Cost):
         materialize: True builds the matrix once, False computes blocks of rows anew in every pass, None builds it
             while it takes at most `MATERIALIZE_BYTES`.
         precision: Arithmetic of the inner products, "float32" or "float64"; None takes float32 while its error stays
-            below 0.01 eps, for which (but for cosines) it looks at the features' norms and so waits for a GPU; with
-            eps in a tensor on a GPU, which is not looked at, None means float64.
+            below 0.01 eps, for which (but for cosines) it looks at the features' norms and so waits for a GPU; where
+            eps or norms are not looked at (eps in a tensor on a GPU, torch.compile, vmap), None means float64.
             The cost itself has the solver's type either way.
     """
 
@@ -168,14 +200,35 @@ class InnerProductCost(Cost):
             return self.finish(torch.bmm(x[:, rows], z.mT)).to(dtype)
 
     def finish(self, cost: Tensor) -> Tensor:
-        """Last touch on a fresh block; the default changes nothing."""
+        """Corrects what rounding may do to a fresh block; derivatives are those without it."""
         return cost
+
+    def pull_back(self, prepared: tuple[Tensor, ...], rows: slice, dtype: torch.dtype, grad: Tensor,
+                  into: tuple[Tensor, ...]) -> None:
+        x, z = prepared
+        grad = grad.to(x.dtype)
+        with full_precision_matmul(x.device):
+            into[0][:, rows] += torch.bmm(grad, z)
+            into[1].baddbmm_(grad.mT, x[:, rows])
+
+    def tangent(self, prepared: tuple[Tensor, ...], tangents: tuple[Tensor, ...], rows: slice,
+                dtype: torch.dtype) -> Tensor:
+        (x, z), (dx, dz) = prepared, tangents
+        with full_precision_matmul(x.device):
+            return torch.baddbmm(torch.bmm(dx[:, rows], z.mT), x[:, rows], dz.mT).to(dtype)
+
+    def pull_back_tangent(self, prepared: tuple[Tensor, ...], tangents: tuple[Tensor, ...], rows: slice,
+                          dtype: torch.dtype, grad: Tensor, into: tuple[Tensor, ...]) -> None:
+        """A product of the two tensors: the same with the tangents in their place."""
+        self.pull_back(tangents, rows, dtype, grad, into)
 
     def _float32_will_do(self, x: Tensor, z: Tensor, reg: float) -> bool:
         if self.precision is not None:
             return self.precision == "float32"
         if x.dtype == torch.float64 or not x.numel() or not z.numel():
             return True
+        if self.largest is None and values_hidden(x, z):
+            return False
         return 2 * (self.largest or self._largest(x.detach(), z.detach())) * 2.0**-24 <= 0.01 * reg
 
     def _largest(self, x: Tensor, z: Tensor) -> float:

@@ -9,10 +9,11 @@ Shapes: masses and potentials (B, n); tau, reg and the sums that come back (B,).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
+
+from .tracing import lazy
 
 #: Stands for an infinite potential where that is multiplied by 1/tau.
 HUGE = 1e300
@@ -40,17 +41,17 @@ class KLPenalty:
 
     tau: Tensor
 
-    @cached_property
+    @lazy
     def inverse(self) -> Tensor:
         """1/tau, 0 for an exact marginal."""
         return self.tau.reciprocal()
 
-    @cached_property
+    @lazy
     def exact(self) -> Tensor:
         """Where the marginal is a constraint."""
         return torch.isinf(self.tau)
 
-    @cached_property
+    @lazy
     def _finite_tau(self) -> Tensor:
         return torch.where(self.exact, 1.0, self.tau)
 

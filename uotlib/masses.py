@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from .costs import full_precision_matmul, unit_vectors
+from .costs import unit_vectors
 
 
 def cross_masses(x: Tensor, z: Tensor, *, normalize: bool = True, floor: float = 1e-3) -> tuple[Tensor, Tensor]:
@@ -79,15 +79,14 @@ def cross_masses(x: Tensor, z: Tensor, *, normalize: bool = True, floor: float =
 
     dtype = torch.float64 if torch.float64 in (x.dtype, z.dtype) else torch.float32
     x, z = x.to(dtype), z.to(dtype)
-    with full_precision_matmul(x.device):
-        if normalize:
-            x, z = unit_vectors(x), unit_vectors(z)
-        a = _agreement(x, z).clamp_min(0.0) + floor / x.shape[-2]
-        b = _agreement(z, x).clamp_min(0.0) + floor / z.shape[-2]
-        total = 0.5 * (a.sum(-1, keepdim=True) + b.sum(-1, keepdim=True))
-        return (a / total).expand(*batch, -1), (b / total).expand(*batch, -1)
+    if normalize:
+        x, z = unit_vectors(x), unit_vectors(z)
+    a = _agreement(x, z).clamp_min(0.0) + floor / x.shape[-2]
+    b = _agreement(z, x).clamp_min(0.0) + floor / z.shape[-2]
+    total = 0.5 * (a.sum(-1, keepdim=True) + b.sum(-1, keepdim=True))
+    return (a / total).expand(*batch, -1), (b / total).expand(*batch, -1)
 
 
 def _agreement(points: Tensor, others: Tensor) -> Tensor:
-    """Inner products with the mean of the other set, (..., points)."""
-    return torch.matmul(points, others.mean(-2)[..., None])[..., 0]
+    """Inner products with the mean of the other set, (..., points); no matrix product, whose precision is a setting."""
+    return (points * others.mean(-2, keepdim=True)).sum(-1)

@@ -13,13 +13,24 @@ import torch
 from torch import Tensor
 
 from .backends.base import LOST_TERMS, WEAK_COLUMN, Backend, log_scaling
-from .costs import MATERIALIZE_BYTES, Cost
-from .problem import Problem
+from .costs import Cost
 
 #: Rows of the cost that its spread is taken from.
 SAMPLED_ROWS = 32
 #: Memory of a block of the plan with all that is made of it, on a CPU: what its cache holds.
 PANEL_BYTES = 1 << 22
+
+
+def cost_matrix(cost: Cost, prepared: tuple[Tensor, ...], n: int, m: int, dtype: torch.dtype,
+                block_bytes: int) -> Tensor:
+    """The whole of a cost that is not dense, (B', n, m), built in blocks of rows."""
+    count = len(prepared[0])
+    matrix = torch.empty(count, n, m, dtype=dtype, device=prepared[0].device)
+    step = max(1, block_bytes // max(1, count * m * 16))
+    for start in range(0, n, step):
+        rows = slice(start, start + step)
+        matrix[:, rows] = cost.block(prepared, rows, dtype)
+    return matrix
 
 
 @dataclass
@@ -35,40 +46,26 @@ class GibbsKernel:
     """A batch of costs bound to a backend.
 
     Args:
-        problem: Gives the cost and the map from problems to entries of its batch.
+        cost: Its kind.
+        prepared: Its tensors, detached (`Cost.prepare`).
+        matrix: The whole cost, (B', n, m), with unit stride along the columns; None if it is to be streamed.
+        cost_items: Which entry of the cost's own batch each problem uses, (B,); None if they are the same.
+        size: B, n, m.
+        dtype: Of the cost as solved.
         backend: Runs the blocks.
         block_bytes: Memory that a block may take, temporaries included.
     """
 
-    def __init__(self, problem: Problem, backend: Backend, block_bytes: int) -> None:
-        self.cost: Cost = problem.cost
-        self.backend, self.block_bytes, self.cost_items = backend, block_bytes, problem.cost_items
-        self.batch, self.dtype = problem.batch, problem.dtype
-        _, self.n, self.m = self.cost.shape
-        with torch.no_grad():
-            self.prepared = self.cost.prepare(problem.dtype, problem.smallest_reg)
-            self.matrix = self._whole_matrix()
+    def __init__(self, cost: Cost, prepared: tuple[Tensor, ...], matrix: Tensor | None, cost_items: Tensor | None,
+                 size: tuple[int, int, int], dtype: torch.dtype, backend: Backend, block_bytes: int) -> None:
+        self.cost, self.prepared, self.matrix, self.cost_items = cost, prepared, matrix, cost_items
+        self.batch, self.n, self.m = size
+        self.dtype, self.backend, self.block_bytes = dtype, backend, block_bytes
 
     @property
     def panel_limit(self) -> int | None:
         """Memory of a block that is worked on entry by entry; None for as much as any block may take."""
         return None if self.backend.asynchronous else PANEL_BYTES
-
-    def _whole_matrix(self) -> Tensor | None:
-        """The cost as one tensor with unit stride along the columns, unless it is to be streamed."""
-        if self.cost.dense:
-            matrix = self.cost.block(self.prepared, slice(None), self.dtype)
-            return matrix if matrix.stride(-1) == 1 or self.m == 1 else matrix.contiguous()
-        entries = len(self.prepared[0]) * self.n * self.m
-        wanted = self.cost.materialize
-        if wanted is False or (wanted is None and entries * self.dtype.itemsize > MATERIALIZE_BYTES):
-            return None
-        matrix = torch.empty(len(self.prepared[0]), self.n, self.m, dtype=self.dtype, device=self.prepared[0].device)
-        step = max(1, self.block_bytes // max(1, entries // self.n * 16))
-        for start in range(0, self.n, step):
-            rows = slice(start, start + step)
-            matrix[:, rows] = self.cost.block(self.prepared, rows, self.dtype)
-        return matrix
 
     def blocks(self, items: Tensor | None = None,
                bytes_per_entry: int = 0, limit: int | None = None) -> Iterator[tuple[slice, Tensor, Tensor | None]]:

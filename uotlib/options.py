@@ -53,7 +53,7 @@ class SolverOptions:
     progress: bool | Callable[[Progress], None] = False
 
     def __post_init__(self) -> None:
-        for name, (kind, wanted, holds) in _NUMBERS.items():
+        for name, (kind, wanted, holds) in NUMBERS.items():
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, kind):
                 noun = "an integer" if kind is Integral else "a number"
@@ -82,7 +82,7 @@ class Progress:
 
 
 #: Every option that is a number: its kind, the values it may have in words, and as a test that NaN fails.
-_NUMBERS: dict[str, tuple[type, str, Callable[[Any], bool]]] = {
+NUMBERS: dict[str, tuple[type, str, Callable[[Any], bool]]] = {
     "anneal_start": (Real, "positive and finite", lambda value: 0 < value < math.inf),
     "anneal_factor": (Real, "in (0, 1)", lambda value: 0 < value < 1),
     "anneal_violation": (Real, "positive", lambda value: value > 0),

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
+
+from .tracing import lazy
 
 
 @dataclass
@@ -20,11 +21,11 @@ class Pair:
     row_lse: Tensor
     col_lse: Tensor
 
-    @cached_property
+    @lazy
     def row_mass(self) -> Tensor:
         return torch.exp(self.log_u + self.row_lse)
 
-    @cached_property
+    @lazy
     def col_mass(self) -> Tensor:
         return torch.exp(self.log_v + self.col_lse)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -12,6 +11,7 @@ from torch import Tensor
 from .backends import BACKENDS, native
 from .costs import Cost, DenseCost
 from .divergences import KLPenalty
+from .tracing import lazy, values_hidden
 
 #: Entries from which a dense cost is checked by the native backend.
 NATIVE_ENTRIES = 1 << 17
@@ -41,7 +41,7 @@ class Side:
     residual: Tensor
     penalty: KLPenalty
 
-    @cached_property
+    @lazy
     def massive(self) -> Tensor:
         """Points that take part, (B, n)."""
         return self.mass > 0
@@ -154,17 +154,17 @@ def build_problem(cost: object, a: object, b: object, reg: object, reg_m: object
     a64, b64, reg64, tau_a64, tau_b64 = (tensor.detach() for tensor in inputs)
     problem = Problem(
         cost=cost, cost_items=_cost_items(cost_batch, batch_shape, device),
-        rows=_side(a64, tau_a64, reg_type), cols=_side(b64, tau_b64, reg_type), reg=reg64,
-        smallest_reg=_smallest(reg, reg64), reg_type=reg_type, batch_shape=batch_shape, dtype=dtype, device=device,
+        rows=side(a64, tau_a64, reg_type), cols=side(b64, tau_b64, reg_type), reg=reg64,
+        smallest_reg=_smallest(reg), reg_type=reg_type, batch_shape=batch_shape, dtype=dtype, device=device,
         inputs=inputs, named=tuple(named))
-    if device.type == "cpu":
+    if device.type == "cpu" and not values_hidden(*(tensor for _, tensor in named)):
         _check_values(problem)
         if all(isinstance(tau, Tensor) or math.isinf(tau) for tau in (tau_a, tau_b)):
             _check_totals(problem)
     return problem
 
 
-def _side(mass: Tensor, tau: Tensor, reg_type: str) -> Side:
+def side(mass: Tensor, tau: Tensor, reg_type: str) -> Side:
     log_mass = mass.log()
     zeros = torch.zeros_like(mass)
     reference, residual = (log_mass, zeros) if reg_type == "kl" else (zeros, log_mass)
@@ -230,10 +230,10 @@ def _cost_items(cost_batch: torch.Size, batch_shape: torch.Size, device: torch.d
     return items.expand(batch_shape).reshape(-1).contiguous()
 
 
-def _smallest(reg: object, reg64: Tensor) -> float:
+def _smallest(reg: object) -> float:
     if not isinstance(reg, Tensor):
         return float(reg)  # type: ignore[arg-type]
-    return float(reg64.min()) if reg64.numel() and reg64.device.type == "cpu" else 1e-6
+    return float(reg.detach().min()) if reg.numel() and reg.device.type == "cpu" and not values_hidden(reg) else 1e-6
 
 
 def _check_values(problem: Problem) -> None:

@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator
-from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from .gradients.potentials import Potentials
-from .gradients.products import Marginal, Plan, PlanProduct, TransportCost
-from .gradients.solved import Solved, version_of
 from .gradients.unrolled import unrolled_potentials, unrolled_value
-from .gradients.value import EnvelopeValue, primal_value
-from .operators import GibbsKernel
-from .options import SolverOptions
+from .gradients.value import primal_value
+from .outcome import Outcome
+from .primitives import State
 from .problem import Problem
-from .solver import Outcome
+from .tracing import lazy, transformed, values_hidden
 
 
 class Solution:
@@ -44,14 +39,14 @@ class Solution:
     n_iter: Tensor
     converged: Tensor
 
-    def __init__(self, problem: Problem, kernel: GibbsKernel, outcome: Outcome, grad: str,
-                 options: SolverOptions, start: tuple[Tensor, Tensor] | None = None) -> None:
-        self._problem, self._kernel, self._pair = problem, kernel, outcome.pair
-        self._solved = Solved(problem, kernel, outcome.pair, options,
-                              tuple(version_of(tensor) for _, tensor in problem.named))
-        self._grad, self._start = grad, start
+    def __init__(self, problem: Problem, prepared: tuple[Tensor, ...], state: State, outcome: Outcome, grad: str,
+                 steps: int | None = None, start: tuple[Tensor, Tensor] | None = None) -> None:
+        self._problem, self._prepared, self._state, self._pair = problem, prepared, state, outcome.pair
+        self._grad, self._steps, self._start = grad, steps, start
+        # A transform of torch.func may hide that it differentiates.
         self._attached = grad != "none" and torch.is_grad_enabled() and any(
-            tensor.requires_grad for _, tensor in problem.named)
+            tensor.requires_grad or transformed(tensor) for _, tensor in problem.named)
+        self._versions = [version_of(tensor) for _, tensor in problem.named]
         self.violation, self.gap = self._scalar(outcome.violation), self._scalar(outcome.gap)
         self.n_iter = outcome.n_iter.reshape(problem.batch_shape)
         self.converged = outcome.converged.reshape(problem.batch_shape)
@@ -61,9 +56,9 @@ class Solution:
         state = f"{int(self.converged.sum())}/{self.converged.numel()} converged" if batch else \
             f"converged={bool(self.converged)}"
         worst = f", violation {float(self.violation.max()):.2e}" if self.violation.numel() else ""
-        return f"Solution({batch}{self._kernel.n} x {self._kernel.m}, {state}{worst})"
+        return f"Solution({batch}{self._sizes[0]} x {self._sizes[1]}, {state}{worst})"
 
-    @cached_property
+    @lazy
     def value(self) -> Tensor:
         r"""The whole primal objective of the plan, (...): cost, both penalties and the entropic term.
 
@@ -71,21 +66,20 @@ class Solution:
         adjoint (``grad="unrolled"``: as the iterations are).
         Source: Feydy et al. 2019, *Interpolating between optimal transport and MMD*, section 2.
         """
-        self._solved.check()
+        self._check()
         if not self._attached:
             return self._scalar(primal_value(self._problem, self._pair))
         with torch.enable_grad():
             if self._grad == "unrolled":
-                f, g = self._inputs[3:5]
-                return self._scalar(unrolled_value(self._solved, *self._problem.inputs, f, g, *self._prepared))
-            twice = self._grad == "implicit"
-            return self._scalar(EnvelopeValue.apply(self._solved, twice, *self._problem.inputs, *self._prepared))
+                return self._scalar(unrolled_value(self._state, self._inputs, self._pair))
+            inputs = [*self._problem.inputs, self._pair.f, self._pair.g, *self._prepared]
+            return self._scalar(self._state.value(inputs, self._grad == "implicit"))
 
-    @cached_property
+    @lazy
     def transport_cost(self) -> Tensor:
         """<C, T>, (...)."""
         with self._differentiably("transport_cost"):
-            return self._scalar(TransportCost.apply(self._solved, *self._inputs))
+            return self._scalar(self._state.transport_cost(self._inputs))
 
     @property
     def f(self) -> Tensor:
@@ -95,32 +89,31 @@ class Solution:
         whose change has <T'1, dg> = 0.
         """
         with self._differentiably("f"):
-            return self._vector(self._inputs[3])
+            return self._vector(self._inputs[5])
 
     @property
     def g(self) -> Tensor:
         """Column potential, (..., m); +inf for a column that no row reaches.  See `f`."""
         with self._differentiably("g"):
-            return self._vector(self._inputs[4])
+            return self._vector(self._inputs[6])
 
     @property
     def row_mass(self) -> Tensor:
         """Row sums of the plan, (..., n)."""
         with self._differentiably("row_mass"):
-            return self._vector(Marginal.apply(self._solved, 0, *self._inputs))
+            return self._vector(self._state.marginal(self._inputs, 0))
 
     @property
     def col_mass(self) -> Tensor:
         """Column sums of the plan, (..., m)."""
         with self._differentiably("col_mass"):
-            return self._vector(Marginal.apply(self._solved, 1, *self._inputs))
+            return self._vector(self._state.marginal(self._inputs, 1))
 
     @property
     def plan(self) -> Tensor:
         """The dense plan, (..., n, m), built on demand."""
         with self._differentiably("plan"):
-            plan = Plan.apply(self._solved, *self._inputs)
-            return plan.reshape(*self._problem.batch_shape, self._kernel.n, self._kernel.m)
+            return self._state.plan(self._inputs).reshape(*self._problem.batch_shape, *self._sizes)
 
     def apply(self, v: Tensor) -> Tensor:
         """T v, (..., n, k), for v of shape (..., m, k), or (m,) for a vector; differentiable in v too."""
@@ -162,81 +155,62 @@ class Solution:
         return self._best(k, dim)
 
     def _best(self, k: int, dim: int) -> tuple[Tensor, Tensor]:
-        self._solved.check()
+        self._check()
         if dim not in (-1, -2):
             raise ValueError(f"dim must be -1 (matches of rows) or -2 (matches of columns), got {dim}")
-        others = self._kernel.m if dim == -1 else self._kernel.n
+        side = 0 if dim == -1 else 1
+        others = self._sizes[1 - side]
         if isinstance(k, bool) or not isinstance(k, int):
             raise TypeError(f"k must be an int, got {type(k).__name__}")
         if not 1 <= k <= others:
             raise ValueError(f"k must be between 1 and {others}, got {k}")
-        with torch.no_grad():
-            log_mass, index = self._best_of_rows(k) if dim == -1 else self._best_of_columns(k)
-        index = torch.where(log_mass > -torch.inf, index, -1)
-        own = self._pair.log_u if dim == -1 else self._pair.log_v
-        mass = torch.exp(log_mass + own[:, :, None]).to(self._problem.dtype)
-        shape = (*self._problem.batch_shape, own.shape[1], k)
+        mass, index = self._state.best(self._constants, k, side)
+        shape = (*self._problem.batch_shape, self._sizes[side], k)
         return mass.reshape(shape), index.reshape(shape)
 
-    def _best_of_rows(self, k: int) -> tuple[Tensor, Tensor]:
-        values = self._pair.log_u.new_empty(self._problem.batch, self._kernel.n, k)
-        indices = torch.empty_like(values, dtype=torch.int64)
-        for rows, score in self._scores(self._pair.log_v, side="cols"):
-            values[:, rows], indices[:, rows] = torch.topk(score, k, dim=2)
-        return values, indices
+    @property
+    def _sizes(self) -> tuple[int, int]:
+        """n and m."""
+        return self._problem.rows.mass.shape[1], self._problem.cols.mass.shape[1]
 
-    def _best_of_columns(self, k: int) -> tuple[Tensor, Tensor]:
-        values = self._pair.log_u.new_empty(self._problem.batch, 0, self._kernel.m)
-        indices = torch.empty_like(values, dtype=torch.int64)
-        for rows, score in self._scores(self._pair.log_u, side="rows"):
-            index = torch.arange(rows.start, rows.stop, device=score.device)[None, :, None].expand_as(score)
-            values, indices = torch.cat([values, score], 1), torch.cat([indices, index], 1)
-            values, order = torch.topk(values, min(k, values.shape[1]), dim=1)
-            indices = indices.gather(1, order)
-        return values.mT, indices.mT
+    @property
+    def _constants(self) -> list[Tensor]:
+        """What outputs are functions of, detached: a, b, reg, tau_a, tau_b, f, g and the cost's tensors."""
+        inputs = (*self._problem.inputs, self._pair.f, self._pair.g, *self._prepared)
+        return [tensor.detach() for tensor in inputs]
 
-    def _scores(self, log_scaling: Tensor, side: str) -> Iterator[tuple[slice, Tensor]]:
-        """log K + one side's log-scaling, float64: what the entries of a row (column) are ranked by."""
-        for rows, cost, items in self._kernel.blocks(bytes_per_entry=32, limit=self._kernel.panel_limit):
-            cost = cost if items is None else cost.index_select(0, items)
-            scaling = log_scaling[:, None, :] if side == "cols" else log_scaling[:, rows, None]
-            yield rows, scaling - cost.double() / self._problem.reg[:, None, None]
-
-    @cached_property
-    def _prepared(self) -> tuple[Tensor, ...]:
-        """The cost's tensors, attached to the user's."""
-        return self._problem.cost.prepare(self._problem.dtype, self._problem.smallest_reg)
-
-    @cached_property
-    def _inputs(self) -> tuple[Tensor, ...]:
-        """What outputs are functions of: a, b, reg, f, g and the cost's tensors; f and g are one node of the graph."""
-        problem = self._problem
+    @lazy
+    def _inputs(self) -> list[Tensor]:
+        """The same, attached: f and g are one node of the graph."""
         if not self._attached:
-            return (*(tensor.detach() for tensor in problem.inputs[:3]), self._pair.f, self._pair.g,
-                    *(tensor.detach() for tensor in self._kernel.prepared))
+            return self._constants
+        problem, pair = self._problem, self._pair
+        inputs = [*problem.inputs, pair.f, pair.g, *self._prepared]
         if self._grad == "unrolled":
-            start = torch.zeros_like(self._pair.g) if self._start is None else self._start[1]
-            f, g = unrolled_potentials(self._solved, start, self.n_iter.reshape(-1), problem.inputs, self._prepared)
+            start = torch.zeros_like(pair.g) if self._start is None else self._start[1]
+            n_iter = self.n_iter.reshape(-1)
+            most = self._steps if self._steps is not None else int(n_iter.max()) if n_iter.numel() else 0
+            f, g = unrolled_potentials(self._state, inputs, start, n_iter, most)
         else:
-            f, g = Potentials.apply(self._solved, *problem.inputs, *self._prepared)
-        return (*problem.inputs[:3], f, g, *self._prepared)
+            f, g = self._state.potentials(inputs)
+        return [*problem.inputs, f, g, *self._prepared]
 
     def _detached(self) -> Solution:
         """The same solution, every output a constant."""
         constant = copy.copy(self)
-        for name in ("value", "transport_cost", "_prepared", "_inputs"):
+        for name in ("value", "transport_cost", "_inputs"):
             constant.__dict__.pop(name, None)
         constant._attached = False
         return constant
 
     def _product(self, name: str, v: Tensor, side: int, normalised: bool) -> Tensor:
         """M v or M' v in the user's shape."""
-        operand = self._operand(name, v, self._kernel.n if side else self._kernel.m)
+        operand = self._operand(name, v, self._sizes[1 - side])
         with self._differentiably(name):
             problem = self._problem
             matrix = (operand[:, None] if v.ndim == 1 else operand).to(problem.dtype)
             matrix = matrix.expand(*problem.batch_shape, *matrix.shape[-2:]).reshape(problem.batch, *matrix.shape[-2:])
-            product = PlanProduct.apply(self._solved, side, normalised, matrix, *self._inputs)
+            product = self._state.product(self._inputs, matrix, side, normalised)
             product = product.reshape(*problem.batch_shape, *product.shape[1:])
             return product[..., 0] if v.ndim == 1 else product
 
@@ -265,9 +239,15 @@ class Solution:
     def _scalar(self, scalar: Tensor) -> Tensor:
         return scalar.to(self._problem.dtype).reshape(self._problem.batch_shape)
 
+    def _check(self) -> None:
+        """Everything but potentials and marginals is computed from the inputs again, so that those must not change."""
+        for (name, tensor), version in zip(self._problem.named, self._versions, strict=True):
+            if version_of(tensor) != version:
+                raise RuntimeError(f"{name} was modified in place after the solve; solve again, or pass a clone")
+
     def _differentiably(self, name: str) -> contextlib.AbstractContextManager:
         """The grad mode of the solve, for one output; refuses what would lose a gradient without a word."""
-        self._solved.check()
+        self._check()
         if not self._attached:
             return contextlib.nullcontext()
         if self._grad == "envelope" or name == "topk":
@@ -276,3 +256,7 @@ class Solution:
             raise RuntimeError(f"an input requires grad and Solution.{name} is not differentiable: {reason}. "
                                "Solve with grad='none' or under torch.no_grad() to use it as a constant.")
         return torch.enable_grad()
+
+
+def version_of(tensor: Tensor) -> int:
+    return 0 if values_hidden(tensor) or tensor.is_inference() else tensor._version

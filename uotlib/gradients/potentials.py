@@ -15,36 +15,19 @@ and is 0 here.  The potential of a point without mass is the update that its pai
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ..problem import Side
 from .adjoint import Multipliers, Scaled, solve_adjoint, times
-from .solved import Solved, dot, normalising, plan_gradients
-
-
-class Potentials(torch.autograd.Function):
-    """(f, g) of a, b, reg, tau_a, tau_b and the cost's prepared tensors."""
-
-    @staticmethod
-    def forward(ctx: Any, solved: Solved, *inputs: Tensor) -> tuple[Tensor, Tensor]:
-        ctx.solved = solved
-        return solved.pair.f.clone(), solved.pair.g.clone()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_f: Tensor, grad_g: Tensor) -> tuple[Tensor | None, ...]:
-        solved: Solved = ctx.solved
-        solved.check()
-        return (None, *potential_gradients(solved, grad_f, grad_g, ctx.needs_input_grad[1:]))
+from .solved import COST, Solved, dot, normalising, plan_gradients
 
 
 def potential_gradients(solved: Solved, grad_f: Tensor, grad_g: Tensor,
-                        needs: tuple[bool, ...]) -> list[Tensor | None]:
-    """Gradients to (a, b, reg, tau_a, tau_b, cost) of a loss with gradients (B, n) and (B, m) to the potentials."""
+                        needs: Sequence[bool]) -> list[Tensor | None]:
+    """Gradients to the inputs (none to f and g) of a loss with gradients (B, n) and (B, m) to the potentials."""
     total = _Total(needs)
     problem, pair = solved.problem, solved.pair
     grads = [torch.where(torch.isfinite(potential), grad, 0.0)
@@ -71,9 +54,9 @@ class _Total:
 
     NAMES = ("a", "b", "reg", "tau_a", "tau_b")
 
-    def __init__(self, needs: tuple[bool, ...]) -> None:
+    def __init__(self, needs: Sequence[bool]) -> None:
         self.needs = dict(zip(self.NAMES, needs, strict=False))
-        self.cost_needs = needs[5:]
+        self.cost_needs = needs[COST:]
         self.sums: dict[str, Tensor] = {}
         self.cost: list[Tensor] = []
 
@@ -90,7 +73,7 @@ class _Total:
                 total += gradient
 
     def gradients(self) -> list[Tensor | None]:
-        gradients: list[Tensor | None] = [self.sums.get(name) for name in self.NAMES]
+        gradients: list[Tensor | None] = [self.sums.get(name) for name in self.NAMES] + [None, None]
         gradients += self.cost or [None] * len(self.cost_needs)
         return gradients
 
@@ -116,11 +99,11 @@ def _add_plan_part(found: Multipliers, total: _Total) -> tuple[Tensor, Tensor]:
         weight += system.root_r[:, span, None].to(kind) * u[:, None, :].to(kind)
         return weight.mul_(plan).neg_(), None
 
-    needs = (False, False, total.needs["reg"], False, False, *total.cost_needs)
+    needs = (False, False, total.needs["reg"], *[False] * 4, *total.cost_needs)
     gradients = plan_gradients(solved, system.log_x, system.log_y, weigh, needs)
     total.add("reg", gradients[2])
     if any(total.cost_needs):
-        total.add_cost([gradient for gradient in gradients[5:] if gradient is not None])
+        total.add_cost([gradient for gradient in gradients[COST:] if gradient is not None])
     if not solved.by_product:
         return l, u
     for name, side, root, sums in (("a", problem.rows, system.root_r, nu), ("b", problem.cols, system.root_c, nl)):
@@ -160,9 +143,9 @@ def _through_update(solved: Solved, side: int, grad: Tensor, total: _Total) -> T
         slope = multiplier[:, span, None] if side == 0 else multiplier[:, None, :]
         return plan * -slope.to(plan.dtype), None
 
-    needs = (total.needs["a"] and side == 1, total.needs["b"] and side == 0, total.needs["reg"], True, True,
-             *total.cost_needs)
-    a, b, reg, f, g, *cost = plan_gradients(solved, log_x, log_y, weigh, needs, rows=side == 1, cols=side == 0)
+    needs = (total.needs["a"] and side == 1, total.needs["b"] and side == 0, total.needs["reg"], False, False,
+             True, True, *total.cost_needs)
+    a, b, reg, _, _, f, g, *cost = plan_gradients(solved, log_x, log_y, weigh, needs, rows=side == 1, cols=side == 0)
     weighted = dot(multiplier, potential)
     total.add("a", a)
     total.add("b", b)

@@ -1,53 +1,70 @@
 r"""What every backward starts from: a solved problem, and the gradients of any loss of its plan.
 
-Inputs of all functions of this package stand in one order: a (B, n), b (B, m), reg (B,), f (B, n), g (B, m), float64,
-and the cost's prepared tensors.  A loss of the plan is known by blocks of :math:`W = T\cdot\partial L/\partial T`; its
-gradients are sums of W along rows, columns and the cost, so that nothing of size n x m is kept.
+Inputs of all functions of this package stand in one order: a (B, n), b (B, m), reg (B,), tau_a (B,), tau_b (B,),
+f (B, n), g (B, m), float64, and the cost's prepared tensors; and so do lists of what is needed, and of gradients.  A
+loss of the plan is known by blocks of :math:`W = T\cdot\partial L/\partial T`; its gradients are sums of W along
+rows, columns and the cost, so that nothing of size n x m is kept.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from ..backends import BACKENDS
 from ..costs import full_precision_matmul
 from ..operators import GibbsKernel
-from ..options import SolverOptions
 from ..outcome import Pair
 from ..problem import Problem
+from ..settings import Settings, flat_problem
+from ..tracing import lazy
 
 #: Turns (rows, cost, plan) of a block into W, and what reaches that block of the cost other than through the plan.
 Weigh = Callable[[slice, Tensor, Tensor], tuple[Tensor, Tensor | None]]
 #: Temporaries of a pass, in units of the plan's block: plan, dL/dT, W, what goes to the cost, and a product.
 TEMPORARIES = 5
+#: Place of the cost's first tensor among the inputs.
+COST = 7
 
 
 @dataclass(frozen=True)
 class Solved:
-    """A problem with its solution, and the versions that the user's tensors had at the solve."""
+    """A problem with its solution, made of what an operator gets."""
 
     problem: Problem
     kernel: GibbsKernel
     pair: Pair
-    options: SolverOptions
-    versions: tuple[int, ...]
+    options: Settings
 
-    def check(self) -> None:
-        """Everything but potentials and marginals is computed from the inputs again, so that those must not change."""
-        for (name, tensor), version in zip(self.problem.named, self.versions, strict=True):
-            if version_of(tensor) != version:
-                raise RuntimeError(f"{name} was modified in place after the solve; solve again, or pass a clone")
+    @classmethod
+    def of(cls, inputs: Sequence[Tensor], scalings: Sequence[Tensor], matrix: Tensor | None, items: Tensor | None,
+           settings: str) -> Solved:
+        """From `inputs` (a, b, reg, tau_a, tau_b, f, g, cost), log u, log v and the log-sum-exps, all detached.
+
+        Args:
+            inputs: In that order; f and g may be other potentials than the log-scalings belong to.
+            scalings: log_u (B, n), log_v (B, m), row_lse (B, n), col_lse (B, m).
+            matrix: The cost where it was built from features.
+            items: Entries of the cost's batch, (B,).
+            settings: `Settings.encode`.
+        """
+        how = Settings.decode(settings)
+        a, b, reg, tau_a, tau_b, f, g, *prepared = inputs
+        problem = flat_problem(how, a, b, reg, tau_a, tau_b, items)
+        cost = problem.cost
+        kernel = GibbsKernel(cost, tuple(prepared), prepared[0] if cost.dense else matrix, items,
+                             (len(a), a.shape[1], b.shape[1]), how.dtype, BACKENDS[how.backend], how.block_bytes)
+        return cls(problem, kernel, Pair(f, g, *scalings), how)
 
     @property
     def by_product(self) -> bool:
         """Whether the plan carries the factor a b' ("kl")."""
         return self.problem.reg_type == "kl"
 
-    @cached_property
+    @lazy
     def massless(self) -> tuple[Tensor, Tensor]:
         """Rows and columns without mass that have a potential all the same, (B, n) and (B, m)."""
         return (~self.problem.rows.massive & torch.isfinite(self.pair.f),
@@ -56,10 +73,6 @@ class Solved:
     def blocks(self, log_x: Tensor, log_y: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
         """(rows, cost, e^(x + y - C/eps)) block by block, in blocks small enough for the cache of a CPU."""
         return self.kernel.plan_and_cost(log_x, log_y, self.problem.reg, TEMPORARIES)
-
-
-def version_of(tensor: Tensor) -> int:
-    return 0 if tensor.is_inference() else tensor._version
 
 
 def normalising(lse: Tensor) -> Tensor:
@@ -76,7 +89,7 @@ def dot(weight: Tensor, potential: Tensor) -> Tensor:
 def plan_gradients(solved: Solved, log_x: Tensor, log_y: Tensor, weigh: Weigh, needs: Sequence[bool], *,
                    rows: bool = True, cols: bool = True,
                    see: Callable[[slice, Tensor], None] | None = None) -> list[Tensor | None]:
-    r"""Gradients of a loss of :math:`M_{ij} = e^{x_i + y_j - C_{ij}/\varepsilon}` to a, b, reg, f, g and the cost.
+    r"""Gradients of a loss of :math:`M_{ij} = e^{x_i + y_j - C_{ij}/\varepsilon}` to the inputs; none to tau_a, tau_b.
 
     .. math:: \frac{\partial L}{\partial f} = \frac{W\mathbf 1}{\varepsilon},\quad
               \frac{\partial L}{\partial a_i} = \sum_j \frac{W_{ij}}{a_i},\quad
@@ -98,7 +111,7 @@ def plan_gradients(solved: Solved, log_x: Tensor, log_y: Tensor, weigh: Weigh, n
     kernel, pair, reg = solved.kernel, solved.pair, solved.problem.reg
     row_sum, col_sum = torch.zeros_like(pair.f), torch.zeros_like(pair.g)
     cost_sum = torch.zeros_like(reg)
-    into = tuple(torch.zeros_like(tensor) for tensor in kernel.prepared) if any(needs[5:]) else None
+    into = tuple(torch.zeros_like(tensor) for tensor in kernel.prepared) if any(needs[COST:]) else None
     for span, cost, plan in solved.blocks(log_x, log_y):
         if see is not None:
             see(span, plan)
@@ -129,9 +142,10 @@ def plan_gradients(solved: Solved, log_x: Tensor, log_y: Tensor, weigh: Weigh, n
         mass_gradient(row_sum, sides[0].mass, at_massless_rows) if needs[0] and rows and solved.by_product else None,
         mass_gradient(col_sum, sides[1].mass, at_massless_cols) if needs[1] and cols and solved.by_product else None,
         (cost_sum - dot(row_sum, pair.f) - dot(col_sum, pair.g)) / reg.square() if needs[2] else None,
-        row_sum / reg[:, None] if needs[3] and rows else None,
-        col_sum / reg[:, None] if needs[4] and cols else None,
-        *(into or [None] * len(needs[5:]))]
+        None, None,
+        row_sum / reg[:, None] if needs[5] and rows else None,
+        col_sum / reg[:, None] if needs[6] and cols else None,
+        *(into or [None] * len(needs[COST:]))]
 
 
 def _massless_sums(solved: Solved, log_x: Tensor, log_y: Tensor, weigh: Weigh, side: int) -> Tensor:

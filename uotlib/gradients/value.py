@@ -1,12 +1,12 @@
 r"""The value, and its gradient by the envelope theorem.
 
 At the optimum the value is stationary in the potentials, so its derivative is that of the dual with f, g held:
-dV/dC = T, and for the masses and parameters the formulas in `EnvelopeValue.backward`.
+dV/dC = T, and for the masses and parameters the formulas in `envelope_gradients`.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -14,9 +14,8 @@ from torch import Tensor
 from ..divergences import kl
 from ..outcome import Pair
 from ..problem import Problem, Side
-from .products import TransportCost
-from .second import differentiable_envelope, pulled_back_plan
-from .solved import Solved, dot
+from .products import transport_cost
+from .solved import COST, Solved, dot, plan_gradients
 
 
 def primal_value(problem: Problem, pair: Pair) -> Tensor:
@@ -33,33 +32,8 @@ def primal_value(problem: Problem, pair: Pair) -> Tensor:
     return linear + rows.penalty.primal(row_mass, rows.mass) + cols.penalty.primal(col_mass, cols.mass)
 
 
-class EnvelopeValue(torch.autograd.Function):
-    """Value as a function of a, b, reg, tau_a, tau_b and the cost's prepared tensors.
-
-    ``twice`` lets its gradient be differentiated, which takes the adjoint.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, solved: Solved, twice: bool, *inputs: Tensor) -> Tensor:
-        ctx.solved, ctx.twice = solved, twice
-        ctx.save_for_backward(*inputs)
-        return primal_value(solved.problem, solved.pair)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        solved: Solved = ctx.solved
-        solved.check()
-        needs = ctx.needs_input_grad[2:]
-        if not torch.is_grad_enabled():
-            return (None, None, *envelope_gradients(solved, grad, needs))
-        if not ctx.twice:
-            raise RuntimeError("grad='envelope' has no second derivatives: Solution.value's backward was asked to be "
-                               "differentiable (create_graph=True); solve with grad='implicit'")
-        return (None, None, *differentiable_envelope(solved, grad, ctx.saved_tensors, needs))
-
-
-def envelope_gradients(solved: Solved, grad: Tensor, needs: tuple[bool, ...]) -> list[Tensor | None]:
-    """Gradients to (a, b, reg, tau_a, tau_b, cost) of a loss with gradient ``grad`` (B,) to the value."""
+def envelope_gradients(solved: Solved, grad: Tensor, needs: Sequence[bool]) -> list[Tensor | None]:
+    """Gradients to the inputs (none to f and g, which are held) of a loss with gradient ``grad`` (B,) to the value."""
     problem, pair = solved.problem, solved.pair
     rows, cols, reg = problem.rows, problem.cols, problem.reg
 
@@ -75,7 +49,7 @@ def envelope_gradients(solved: Solved, grad: Tensor, needs: tuple[bool, ...]) ->
     def reg_gradient() -> Tensor:
         total = pair.row_mass.sum(-1)
         entropy = (dot(pair.row_mass, pair.f) + dot(pair.col_mass, pair.g)
-                   - TransportCost.apply(solved)) / reg
+                   - transport_cost(solved)) / reg
         return grad * (entropy - total + (rows.mass.sum(-1) * cols.mass.sum(-1) if solved.by_product else 0.0))
 
     def tau_gradient(side: Side, marginal: Tensor) -> Tensor:
@@ -86,7 +60,19 @@ def envelope_gradients(solved: Solved, grad: Tensor, needs: tuple[bool, ...]) ->
         mass_gradient(cols, pair.g, rows.mass.sum(-1)) if needs[1] else None,
         reg_gradient() if needs[2] else None,
         tau_gradient(rows, pair.row_mass) if needs[3] else None,
-        tau_gradient(cols, pair.col_mass) if needs[4] else None]
-    if any(needs[5:]):
-        return gradients + pulled_back_plan(solved, grad, list(needs[5:]))
-    return gradients + [None] * len(needs[5:])
+        tau_gradient(cols, pair.col_mass) if needs[4] else None, None, None]
+    if any(needs[COST:]):
+        return gradients + pulled_back_plan(solved, grad, needs[COST:])
+    return gradients + [None] * len(needs[COST:])
+
+
+def pulled_back_plan(solved: Solved, weight: Tensor, needs: Sequence[bool]) -> list[Tensor | None]:
+    """dV/dC = T, times ``weight`` (B,), to the cost's prepared tensors."""
+    scale = -weight * solved.problem.reg
+
+    def weigh(span: slice, cost: Tensor, plan: Tensor) -> tuple[Tensor, None]:
+        """As the W of a loss whose gradient to the cost is -W / eps."""
+        return plan * scale[:, None, None].to(plan.dtype), None
+
+    needs = [*[False] * COST, *needs]
+    return plan_gradients(solved, solved.pair.log_u, solved.pair.log_v, weigh, needs)[COST:]

@@ -1,0 +1,80 @@
+"""What an operator has to know that is no tensor, as one string: operators of PyTorch take tensors and plain values."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from numbers import Integral
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .costs import cost_of_kind
+from .options import NUMBERS, SolverOptions
+from .problem import Problem, side
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a problem was posed and how what reads its cost is run.
+
+    Args:
+        cost: Key of the kind of cost (`Cost.key`).
+        reg_type: "kl" or "entropy".
+        dtype: The solver's type.
+        backend: Name of a backend.
+        block_bytes, adjoint_tol, adjoint_max_iter: As in `SolverOptions`.
+    """
+
+    cost: str
+    reg_type: str
+    dtype: torch.dtype
+    backend: str
+    block_bytes: int
+    adjoint_tol: float
+    adjoint_max_iter: int
+
+    def encode(self) -> str:
+        kind = "float64" if self.dtype == torch.float64 else "float32"
+        return (f"{self.cost}|{self.reg_type}|{kind}|{self.backend}|{self.block_bytes}|{self.adjoint_tol}|"
+                f"{self.adjoint_max_iter}")
+
+    @staticmethod
+    def decode(text: str) -> Settings:
+        cost, reg_type, kind, backend, block_bytes, adjoint_tol, adjoint_max_iter = text.split("|")
+        return Settings(cost, reg_type, getattr(torch, kind), backend, int(block_bytes), float(adjoint_tol),
+                        int(adjoint_max_iter))
+
+
+def flat_problem(settings: Settings, a: Tensor, b: Tensor, reg: Tensor, tau_a: Tensor, tau_b: Tensor,
+                 items: Tensor | None) -> Problem:
+    """The problem of checked tensors with one flat batch dimension, float64."""
+    return Problem(
+        cost=cost_of_kind(settings.cost), cost_items=items, rows=side(a, tau_a, settings.reg_type),
+        cols=side(b, tau_b, settings.reg_type), reg=reg, smallest_reg=math.nan, reg_type=settings.reg_type,
+        batch_shape=torch.Size((len(a),)), dtype=settings.dtype, device=a.device, inputs=(a, b, reg, tau_a, tau_b),
+        named=())
+
+
+@dataclass(frozen=True)
+class Run:
+    """How a problem is solved: the arguments of `uotlib.solver.solve` that are no tensors."""
+
+    method: str
+    max_iter: int
+    tol: float | None
+    options: SolverOptions
+
+    def encode(self) -> str:
+        numbers = "|".join([f"{name}={getattr(self.options, name)}" for name in NUMBERS])
+        return f"{self.method}|{self.max_iter}|{self.tol}|{numbers}"
+
+    @staticmethod
+    def decode(text: str) -> Run:
+        method, max_iter, tol, *numbers = text.split("|")
+        pairs = [number.split("=") for number in numbers]
+        values: dict[str, Any] = {name: int(value) if NUMBERS[name][0] is Integral else float(value)
+                                  for name, value in pairs}
+        options = SolverOptions(**values)
+        return Run(method, int(max_iter), None if tol == "None" else float(tol), options)
