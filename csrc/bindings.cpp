@@ -3,8 +3,10 @@
 #include <pybind11/pybind11.h>
 
 #include <cstdint>
+#include <memory>
 #include <string>
 
+#include "cpu/conjugate.h"
 #include "cpu/flush.h"
 #include "cpu/operations.h"
 #include "cuda/device.h"
@@ -17,6 +19,7 @@ namespace {
 using Address = std::uintptr_t;
 
 const double* vector(Address address) { return reinterpret_cast<const double*>(address); }
+double* result(Address address) { return reinterpret_cast<double*>(address); }
 
 struct Cost {
   Address data;
@@ -96,6 +99,56 @@ void panel(const Cost& cost, Address log_u, Address log_v, Address plan) {
   run(uot::Operation::kPanel, cost, job);
 }
 
+// That part of an adjoint's job which its passes share.
+uot::Job adjoint_job(const Cost& cost, Address log_x, Address log_y) {
+  uot::Job job = cost.job();
+  job.log_u = vector(log_x);
+  job.log_v = vector(log_y);
+  return job;
+}
+
+void schur(const Cost& cost, Address log_x, Address log_y, Address row_diagonal, Address operand, Address total) {
+  uot::Job job = adjoint_job(cost, log_x, log_y);
+  job.row_diagonal = vector(row_diagonal);
+  job.operand = vector(operand);
+  job.col_out = result(total);
+  run(uot::Operation::kSchur, cost, job);
+}
+
+void eliminate(const Cost& cost, Address log_x, Address log_y, Address row_root, Address col_root, Address row_side,
+               Address row_ratio, Address row_diagonal, Address sums, Address empty) {
+  uot::Job job = adjoint_job(cost, log_x, log_y);
+  job.row_root = vector(row_root);
+  job.operand = vector(col_root);
+  job.row_side = vector(row_side);
+  job.row_ratio = vector(row_ratio);
+  job.row_out = result(row_diagonal);
+  job.col_out = result(sums);
+  job.empty_out = reinterpret_cast<std::uint8_t*>(empty);
+  run(uot::Operation::kEliminate, cost, job);
+}
+
+std::unique_ptr<uot::ConjugateGradients> conjugate_gradients(
+    const Cost& cost, Address log_x, Address log_y, Address row_diagonal, Address empty, Address col_diagonal,
+    Address preconditioner, Address root, Address rhs, Address exact, double tol, std::int64_t max_iter, Address answer,
+    Address residual) {
+  uot::AdjointTask task{};
+  task.cost = adjoint_job(cost, log_x, log_y);
+  task.cost.row_diagonal = vector(row_diagonal);
+  task.cost.empty = reinterpret_cast<const std::uint8_t*>(empty);
+  task.is_double = cost.is_double;
+  task.col_diagonal = vector(col_diagonal);
+  task.preconditioner = vector(preconditioner);
+  task.root = vector(root);
+  task.rhs = vector(rhs);
+  task.exact = reinterpret_cast<const bool*>(exact);
+  task.tol = tol;
+  task.max_iter = max_iter;
+  task.answer = result(answer);
+  task.residual = result(residual);
+  return std::make_unique<uot::ConjugateGradients>(task, cost.threads);
+}
+
 void exp2_array(bool is_double, Address in, Address out, std::int64_t count) {
   const uot::FlushDenormals flush;
   uot::kernels(is_double).exp2(reinterpret_cast<const void*>(in), reinterpret_cast<void*>(out), count);
@@ -130,6 +183,12 @@ PYBIND11_MODULE(_C, module) {
   module.def("sweep", &sweep);
   module.def("panel", &panel);
   module.def("block_min", &block_min);
+  module.def("schur", &schur);
+  module.def("eliminate", &eliminate);
+  py::class_<uot::ConjugateGradients>(module, "ConjugateGradients")
+      .def(py::init(&conjugate_gradients))
+      .def("advance", &uot::ConjugateGradients::advance, py::call_guard<py::gil_scoped_release>(),
+           "Goes on for about so many seconds; True when all are solved.");
   module.def("block_rows", &uot::block_rows);
   module.def("block_columns", &uot::block_columns);
   module.def("exp", &exp_array, "e^x of float64, for its test");

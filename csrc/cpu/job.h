@@ -47,6 +47,14 @@ struct Job {
   void* block_min_out;     // where kBlockMin writes such a table
   const bool* mask;        // (count, m) columns that kColLseMasked is asked for
 
+  // The adjoint's passes (adjoint.h), for which log_u and log_v are those of N.
+  const double* operand;              // (count, m) what N is applied to
+  const double* row_diagonal;         // (count, n), of kSchur; kEliminate finds it
+  const double *row_root, *row_side;  // (count, n), of kEliminate; its operand is the columns' root
+  const double* row_ratio;            // (count)
+  uint8_t* empty_out;                 // (count, block_rows(n), block_columns(m)) 1 where N has nothing that matters, or
+  const uint8_t* empty;               // null; as kEliminate finds it, and as kSchur then skips
+
   // The cut of one problem.
   int64_t slabs, slab_rows;
   int64_t width, height;  // m and n, padded to whole vectors
@@ -61,6 +69,10 @@ struct Job {
   // ... for skipping, per block of columns bounds of its scalings and sums (count x block_width), and per slab what it
   // misses (count x slabs x block_width) ...
   void *bound_high, *bound_sum, *slab_missed;
+  // ... for the adjoint, the unit of the log-scalings (count), the operand in the cost's type (count x width), and the
+  // least and largest root of each block of columns (count x block_columns(m)) ...
+  double* grid;
+  void *operand_scaled, *extents;
   // ... and per worker, one tile.
   void* tile;
   size_t tile_bytes;
@@ -76,6 +88,7 @@ struct Kernels {
   int64_t block;  // columns that are summed in the cost's type along a row
   Unit split_rows, split_columns;
   Unit row_lse, sweep, merge_sweep, col_lse, merge_col_lse, col_lse_masked, merge_col_lse_masked, panel, block_min;
+  Unit grid, split_both, load_operand, schur, merge_schur, eliminate, merge_eliminate;
   void (*exp2)(const void* in, void* out, int64_t count);
   void (*exp)(const double* in, double* out, int64_t count);  // exp(-inf) = 0, as all below 2^-1022
   void (*log)(const double* in, double* out, int64_t count);  // log(0) = -inf, NaN of what is negative

@@ -55,9 +55,12 @@ template <class T> void split(const Job& job, int64_t index, const double* logs,
   const double* log = logs + item * length;
   T* high = static_cast<T*>(highs) + item * padded;
   T* low = static_cast<T*>(lows) + item * padded;
+  const double grid = job.grid ? job.grid[item] : 0, per_unit = job.grid ? 1 / grid : 0;
   for (int64_t j = range.begin; j < range.end; j += kLanes<double>) {
     const Reals logs_here = j + kLanes<double> <= length ? load(log + j) : load_some(log + j, length - j, -kInfinity);
-    const Halves<T> top = __builtin_convertvector(logs_here * units.sigma, Halves<T>);
+    Reals whole = logs_here * units.sigma;
+    if (job.grid) whole = ((whole * per_unit + Simd<double>::kMagic) - Simd<double>::kMagic) * grid;
+    const Halves<T> top = __builtin_convertvector(whole, Halves<T>);
     const Reals back = __builtin_convertvector(top, Reals);
     // A point that takes no part has no rest.
     const Reals rest = back > double(Simd<T>::kLowest) ? logs_here * units.sigma - back : Reals{};
@@ -81,11 +84,13 @@ template <class T> void split_rows(const Job& job, int64_t index, int) {
 #include "rows.h"
 #include "columns.h"
 #include "panel.h"
+#include "adjoint.h"
 
 template <class T> constexpr Kernels kTable = {
     kBlock<T>, split_rows<T>, split_columns<T>, rows_unit<T, false>, rows_unit<T, true>, merge_sweep<T>,
     col_lse_unit<T>, merge_col_lse<T>, col_lse_masked_unit<T>, merge_col_lse_masked<T>, panel_unit<T>,
-    block_min_unit<T>, exp2_array<T>, exp_array, log_array};
+    block_min_unit<T>, grid_unit<T>, split_both<T>, load_operand<T>, adjoint_unit<T, false>, merge_adjoint<T, 1>,
+    adjoint_unit<T, true>, merge_adjoint<T, 3>, exp2_array<T>, exp_array, log_array};
 
 }  // namespace
 

@@ -77,6 +77,7 @@ int64_t lay_out(Job& job, Operation operation, bool is_double, int workers, void
   const Kernels& kernel = kernels(is_double);
   const int64_t size = is_double ? 8 : 4, line = int64_t(kAlignment) / size;
   const bool by_row = operation == Operation::kRowLse || operation == Operation::kSweep;
+  const bool adjoint = operation == Operation::kSchur || operation == Operation::kEliminate;
   const bool running_peak = operation == Operation::kColLse || operation == Operation::kColLseMasked;
 
   // Where rows are long, few of them are work for all threads.
@@ -100,8 +101,14 @@ int64_t lay_out(Job& job, Operation operation, bool is_double, int workers, void
     job.u_high = from.take(job.count * job.height * size);
     job.u_low = from.take(job.count * job.height * size);
   }
-  if (running_peak || operation == Operation::kSweep) {
-    job.slab_sum = from.take(job.count * job.slabs * job.width * size);
+  if (adjoint) {
+    job.grid = static_cast<double*>(from.take(job.count * 8));
+    job.operand_scaled = from.take(job.count * job.width * size);
+    if (job.empty_out) job.extents = from.take(job.count * block_columns(job.m) * 16);
+  }
+  if (running_peak || adjoint || operation == Operation::kSweep) {
+    const int64_t sums = operation == Operation::kEliminate ? 3 : 1;
+    job.slab_sum = from.take(job.count * job.slabs * sums * job.width * size);
     job.slab_peak = running_peak ? from.take(job.count * job.slabs * job.width * size) : nullptr;
     job.slab_unit = static_cast<double*>(from.take(job.count * job.slabs * 8));
   }
@@ -110,7 +117,7 @@ int64_t lay_out(Job& job, Operation operation, bool is_double, int workers, void
     job.bound_sum = from.take(job.count * job.block_width * size);
     job.slab_missed = from.take(job.count * job.slabs * job.block_width * size);
   }
-  if (by_row || running_peak) job.tile = from.take(int64_t(job.tile_bytes) * (workers > 1 ? workers : 1));
+  if (by_row || running_peak || adjoint) job.tile = from.take(int64_t(job.tile_bytes) * (workers > 1 ? workers : 1));
   return from.used();
 }
 
@@ -129,6 +136,13 @@ PhaseList phases_of(const Job& job, Operation operation, bool is_double) {
     case Operation::kBlockMin: return {{{kernel.block_min, slabs}}, 1};
     case Operation::kColLseMasked:
       return {{rows, {kernel.col_lse_masked, slabs}, {kernel.merge_col_lse_masked, chunks(job.width)}}, 3};
+    case Operation::kSchur:
+    case Operation::kEliminate: {
+      const bool schur = operation == Operation::kSchur;
+      return {{{kernel.grid, job.count}, {kernel.split_both, columns.units + rows.units},
+               {kernel.load_operand, columns.units}, {schur ? kernel.schur : kernel.eliminate, slabs},
+               {schur ? kernel.merge_schur : kernel.merge_eliminate, columns.units}}, 5};
+    }
   }
   return {};
 }

@@ -13,7 +13,7 @@ struct Phase {
 };
 
 struct PhaseList {
-  static constexpr int kMost = 4;
+  static constexpr int kMost = 5;
   Phase phases[kMost];
   int count;
 };

@@ -58,7 +58,8 @@ template <class T> struct RowGroup {
 };
 
 // New: exponentials of these rows, into p and the totals.  Old: what p held before, into the column sums.
-template <class T, int Rows, bool New, bool Old, bool Keep>
+// Exact: high - reference is a number of the type, so the large terms cancel before anything is rounded.
+template <class T, int Rows, bool New, bool Old, bool Keep, bool Exact>
 inline void run_rows(const Run<T>& run, const RowGroup<T>& rows) {
   constexpr int64_t L = kLanes<T>;
   constexpr int K = Rows < kInterleaved ? Rows : kInterleaved;
@@ -79,8 +80,12 @@ inline void run_rows(const Run<T>& run, const RowGroup<T>& rows) {
       const T* from = run.cost + first * stride + j;
       Vec<T> y[K];
       if constexpr (New) {
-        for (int r = 0; r < K; ++r) y[r] = entries(from + r * stride) * slope + high;
-        for (int r = 0; r < K; ++r) y[r] -= rows.reference[first + r];
+        if constexpr (Exact) {
+          for (int r = 0; r < K; ++r) y[r] = entries(from + r * stride) * slope + (high - rows.reference[first + r]);
+        } else {
+          for (int r = 0; r < K; ++r) y[r] = entries(from + r * stride) * slope + high;
+          for (int r = 0; r < K; ++r) y[r] -= rows.reference[first + r];
+        }
         exp2_any<T, K>(y);
       }
       for (int r = 0; r < K; ++r) {
@@ -102,7 +107,8 @@ inline void run_rows(const Run<T>& run, const RowGroup<T>& rows) {
     for (int r = 0; r < Rows; ++r) rows.total[r] = total[r];
 }
 
-template <class T, bool New, bool Old, bool Keep> void run_group(Run<T> run, RowGroup<T> rows, int64_t count) {
+template <class T, bool New, bool Old, bool Keep, bool Exact = false>
+void run_group(Run<T> run, RowGroup<T> rows, int64_t count) {
   const auto advance = [&](int64_t by) {
     run.cost += by * run.stride;
     rows.p += by * kLanes<T>;
@@ -112,10 +118,10 @@ template <class T, bool New, bool Old, bool Keep> void run_group(Run<T> run, Row
     count -= by;
   };
   if constexpr (kGroup >= 8)
-    for (; count >= 8; advance(8)) run_rows<T, 8, New, Old, Keep>(run, rows);
-  for (; count >= 4; advance(4)) run_rows<T, 4, New, Old, Keep>(run, rows);
-  for (; count >= 2; advance(2)) run_rows<T, 2, New, Old, Keep>(run, rows);
-  if (count) run_rows<T, 1, New, Old, Keep>(run, rows);
+    for (; count >= 8; advance(8)) run_rows<T, 8, New, Old, Keep, Exact>(run, rows);
+  for (; count >= 4; advance(4)) run_rows<T, 4, New, Old, Keep, Exact>(run, rows);
+  for (; count >= 2; advance(2)) run_rows<T, 2, New, Old, Keep, Exact>(run, rows);
+  if (count) run_rows<T, 1, New, Old, Keep, Exact>(run, rows);
 }
 
 // The largest x of one row.
@@ -303,23 +309,17 @@ template <class T, bool Columns> class Slab {
         run_some<New, Old>(first, 0, rows, begin, job_.m - begin < kBlock<T> ? job_.m - begin : kBlock<T>);
       return;
     }
-    const int64_t blocks = block_columns(job_.m), most = kBlock<T> / kSkipColumns;
     const auto kind = [&](int64_t b) {
       return (New && !(any_new && fresh.skip[b]) ? 1 : 0) + (Old && !(any_old && old.skip[b]) ? 2 : 0);
     };
-    for (int64_t b = 0; b < blocks;) {
-      const int what = kind(b);
-      int64_t end = b + 1;
-      while (end < blocks && end - b < most && kind(end) == what) ++end;
-      const int64_t begin = b * kSkipColumns, stop = end * kSkipColumns < job_.m ? end * kSkipColumns : job_.m;
+    runs_of_blocks(job_.m, kBlock<T>, kind, [&](int what, int64_t begin, int64_t columns) {
       if constexpr (New && Old)
-        if (what == 3) run_some<true, true>(first, 0, rows, begin, stop - begin);
+        if (what == 3) run_some<true, true>(first, 0, rows, begin, columns);
       if constexpr (New)
-        if (what == 1) run_some<true, false>(first, 0, rows, begin, stop - begin);
+        if (what == 1) run_some<true, false>(first, 0, rows, begin, columns);
       if constexpr (Old)
-        if (what == 2) run_some<false, true>(first, 0, rows, begin, stop - begin);
-      b = end;
-    }
+        if (what == 2) run_some<false, true>(first, 0, rows, begin, columns);
+    });
   }
 
   // What was left out, after all.

@@ -126,3 +126,16 @@ template <class T> struct TilePlan {
     }
   }
 };
+
+// Calls visit(kind, first column, columns) for every run of neighbouring blocks of one kind, at most `most` columns long.
+template <class Kind, class Visit> void runs_of_blocks(int64_t m, int64_t most, Kind kind, Visit visit) {
+  const int64_t blocks = block_columns(m);
+  for (int64_t b = 0; b < blocks;) {
+    const int what = kind(b);
+    int64_t end = b + 1;
+    while (end < blocks && (end - b) * kSkipColumns < most && kind(end) == what) ++end;
+    const int64_t begin = b * kSkipColumns, stop = end * kSkipColumns < m ? end * kSkipColumns : m;
+    visit(what, begin, stop - begin);
+    b = end;
+  }
+}

@@ -1,10 +1,8 @@
 // A whole solve of a batch in one object: the loop of uotlib/solver.py for costs that lie in memory.
 #pragma once
 
-#include <atomic>
 #include <cstdint>
 #include <memory>
-#include <vector>
 
 #include "annealing.h"
 #include "job.h"
@@ -50,8 +48,6 @@ struct Status {
   double eps, violation;
 };
 
-class Slot;
-
 class Solve {
  public:
   Solve(const Task& task, const Settings& settings, int threads);
@@ -63,17 +59,12 @@ class Solve {
   Status status() const;
 
  private:
-  struct Turn;
-  static void run_slot(const Job& job, int64_t index, int worker);
-  void work(Slot& slot, const Turn& turn);
+  class Slots;
 
   Task task_;
   Settings settings_;
-  int threads_, workers_;  // of one problem; of all
-  std::vector<std::unique_ptr<Slot>> slots_;
-  std::atomic<int64_t> next_{0}, finished_{0};
+  std::unique_ptr<Slots> batch_;
   int64_t running_ = 0;  // at the start of the turn
-  std::atomic<bool> out_of_memory_{false};
 };
 
 }  // namespace uot

@@ -25,7 +25,10 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
+from ..costs import full_precision_matmul
+
 if TYPE_CHECKING:
+    from ..gradients.adjoint import Scaled
     from ..options import SolverOptions
     from ..outcome import Outcome
     from ..problem import Problem
@@ -46,12 +49,21 @@ def log_scaling(offset: Tensor, damping: Tensor, lse: Tensor) -> Tensor:
     return (offset - damping[:, None] * lse).masked_fill_(torch.isneginf(lse), -torch.inf)
 
 
+def near_one(total: Tensor, expected: Tensor) -> Tensor:
+    """Total over expected; 1 where there is neither, and where only rounding can have moved it far from that."""
+    ratio = total / torch.where(expected > 0, expected, 1.0)
+    return torch.where((ratio > 0.5) & (ratio < 2.0), ratio, 1.0)
+
+
 class Backend(ABC):
-    """One way of running the four operations.  Stateless; a module of this package holds one instance."""
+    """One way of running the operations; those of the adjoint are here for all.  Stateless; a module of this package
+    holds one instance."""
 
     name: ClassVar[str]
     #: Temporary memory of an operation, per entry of the block it is given.
     bytes_per_entry: ClassVar[int] = 0
+    #: Temporary memory of `schur` and `eliminate`, per entry of the block, in units of the cost's type.
+    adjoint_temporaries: ClassVar[int] = 2
     #: True where asking for a value on the host would wait for the device.
     asynchronous: ClassVar[bool] = False
 
@@ -96,6 +108,57 @@ class Backend(ABC):
 
         The same iteration as `uotlib.solver`'s, which runs pass by pass what this does not.
         """
+        return None
+
+    def schur(self, cost: Tensor, log_x: Tensor, log_y: Tensor, row_diagonal: Tensor, vector: Tensor, reg: Tensor,
+              total: Tensor, items: Tensor | None = None) -> None:
+        r"""One read of the cost for a product of the adjoint's Schur complement, over these rows.
+
+        .. math:: \mathtt{total} \mathrel{+}= N^\top \mathrm{diag}(1/\mathtt{row\_diagonal})\, N\, \mathtt{vector},
+                  \qquad N_{ij} = e^{\log x_i + \log y_j - C_{ij}/\varepsilon} \le 1
+
+        Args:
+            row_diagonal: (B, n), positive.
+            vector: (B, m); no entry above 1, so that the type of the cost can hold it.
+            total: (B, m), float64, added to in place.
+        """
+        plan = self.panel(cost, log_x, log_y, reg, items)
+        with full_precision_matmul(cost.device):
+            through = torch.bmm(plan, vector.to(plan.dtype)[:, :, None]) / row_diagonal[:, :, None]
+            total += torch.bmm(plan.mT, through.to(plan.dtype))[:, :, 0]
+
+    def eliminate(self, cost: Tensor, log_x: Tensor, log_y: Tensor, root_r: Tensor, root_c: Tensor, row_side: Tensor,
+                  row_ratio: Tensor, reg: Tensor, sums: Tensor, items: Tensor | None = None,
+                  empty: Tensor | None = None) -> Tensor:
+        r"""One read of the cost for what the adjoint's Schur complement is made of besides products with it.
+
+        Args:
+            root_r, root_c: (B, n) and (B, m), which N is expected to turn into one another; no entry above 1.
+            row_side: (B, n), right-hand side of the rows; no entry above 1.
+            row_ratio: (B,).
+            sums: (B, 3, m), float64, added to in place: :math:`N^\top \sqrt r`, :math:`N^\top (\mathtt{row\_side} / d)`
+                and :math:`(N \circ N)^\top (1 / d)`, d being the result.
+            empty: What `adjoint_blocks` gave for this cost, to be filled in; or None.
+
+        Returns:
+            :math:`d = \mathtt{row\_ratio}\; N \sqrt c / \sqrt r`, the quotient as `near_one` has it, (B, n).
+        """
+        plan = self.panel(cost, log_x, log_y, reg, items)
+        with full_precision_matmul(cost.device):
+            through = torch.bmm(plan, root_c.to(plan.dtype)[:, :, None])[:, :, 0].double()
+            diagonal = near_one(through, root_r) * row_ratio[:, None]
+            back = torch.stack([root_r, row_side / diagonal], 2).to(plan.dtype)
+            sums[:, :2] += torch.bmm(plan.mT, back).mT
+            sums[:, 2] += torch.bmm(plan.square_().mT, (1 / diagonal).to(plan.dtype)[:, :, None])[:, :, 0]
+        return diagonal
+
+    def adjoint_blocks(self, cost: Tensor, items: Tensor | None = None) -> Tensor | None:
+        """A table for `eliminate` to mark blocks of N that `conjugate_gradients` may skip, where it does; else None."""
+        return None
+
+    def conjugate_gradients(self, system: Scaled, cost: Tensor, rhs: Tensor, tol: float,
+                            max_iter: int) -> tuple[Tensor, Tensor] | None:
+        """All of `uotlib.gradients.adjoint`'s iteration for a cost in memory, where the backend has it; else None."""
         return None
 
     def col_lse_masked(self, cost: Tensor, log_u: Tensor, reg: Tensor, mask: Tensor,

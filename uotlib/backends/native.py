@@ -20,6 +20,7 @@ from . import native_solve
 from .base import Backend
 
 if TYPE_CHECKING:
+    from ..gradients.adjoint import Scaled
     from ..options import SolverOptions
     from ..outcome import Outcome
     from ..problem import Problem
@@ -31,6 +32,7 @@ class NativeBackend(Backend):
     """The kernels get addresses, so shapes, types and devices are checked here, the entries of ``items`` among them."""
 
     name = "native"
+    adjoint_temporaries = 0
 
     def why_not(self, device: torch.device, dtype: torch.dtype) -> str | None:
         if missing is not None:
@@ -85,9 +87,7 @@ class NativeBackend(Backend):
         count, n, m = _sizes(cost, items)
         log_v, offset = _vector("log_v", log_v, count, m), _vector("offset", offset, count, n)
         damping, shift = _vector("damping", damping, count), _vector("shift", shift, count)
-        reg, total = _vector("reg", reg, count), _vector("col_mass", col_mass, count, m)
-        if col_mass.dtype != torch.float64:
-            raise TypeError(f"col_mass is added to in place: it must be float64, got {_name(col_mass.dtype)}")
+        reg, total = _vector("reg", reg, count), _added_to("col_mass", col_mass, count, m)
         if (block_min is None) != (missed is None):
             raise ValueError("block_min and missed belong together: give both or neither")
         if block_min is not None:
@@ -126,6 +126,63 @@ class NativeBackend(Backend):
               init: tuple[Tensor, Tensor] | None, options: SolverOptions) -> Outcome | None:
         _sizes(cost, problem.cost_items)
         return native_solve.solve(problem, cost, method, max_iter, tol, init, options)
+
+
+    def schur(self, cost: Tensor, log_x: Tensor, log_y: Tensor, row_diagonal: Tensor, vector: Tensor, reg: Tensor,
+              total: Tensor, items: Tensor | None = None) -> None:
+        count, n, m = _sizes(cost, items)
+        log_x, log_y = _vector("log_x", log_x, count, n), _vector("log_y", log_y, count, m)
+        row_diagonal, vector = _vector("row_diagonal", row_diagonal, count, n), _vector("vector", vector, count, m)
+        reg, sums = _vector("reg", reg, count), _added_to("total", total, count, m)
+        _kernels().schur(_cost(cost, reg, items), log_x.data_ptr(), log_y.data_ptr(), row_diagonal.data_ptr(),
+                         vector.data_ptr(), sums.data_ptr())
+        if sums is not total:
+            total.copy_(sums)
+
+    def eliminate(self, cost: Tensor, log_x: Tensor, log_y: Tensor, root_r: Tensor, root_c: Tensor, row_side: Tensor,
+                  row_ratio: Tensor, reg: Tensor, sums: Tensor, items: Tensor | None = None,
+                  empty: Tensor | None = None) -> Tensor:
+        count, n, m = _sizes(cost, items)
+        log_x, log_y = _vector("log_x", log_x, count, n), _vector("log_y", log_y, count, m)
+        root_r, root_c = _vector("root_r", root_r, count, n), _vector("root_c", root_c, count, m)
+        row_side, row_ratio = _vector("row_side", row_side, count, n), _vector("row_ratio", row_ratio, count)
+        reg, total = _vector("reg", reg, count), _added_to("sums", sums, count, 3, m)
+        if empty is not None:
+            _check_empty(empty, count, n, m)
+        diagonal = _empty(count, n)
+        _kernels().eliminate(_cost(cost, reg, items), log_x.data_ptr(), log_y.data_ptr(), root_r.data_ptr(),
+                             root_c.data_ptr(), row_side.data_ptr(), row_ratio.data_ptr(), diagonal.data_ptr(),
+                             total.data_ptr(), _address(empty))
+        if total is not sums:
+            sums.copy_(total)
+        return diagonal
+
+    def adjoint_blocks(self, cost: Tensor, items: Tensor | None = None) -> Tensor:
+        """One byte for each block of 8 rows and 64 columns, (B, ceil(n / 8), ceil(m / 64))."""
+        count, n, m = _sizes(cost, items)
+        return torch.zeros(count, _kernels().block_rows(n), _kernels().block_columns(m), dtype=torch.uint8)
+
+    def conjugate_gradients(self, system: Scaled, cost: Tensor, rhs: Tensor, tol: float,
+                            max_iter: int) -> tuple[Tensor, Tensor]:
+        problem, items = system.solved.problem, system.solved.kernel.cost_items
+        count, n, m = _sizes(cost, items)
+        vectors = [_vector(name, values, count, n) for name, values in (
+            ("log_x", system.log_x), ("row_diagonal", system.row_diagonal))]
+        vectors += [_vector(name, values, count, m) for name, values in (
+            ("log_y", system.log_y), ("col_diagonal", system.col_diagonal), ("preconditioner", system.preconditioner),
+            ("root_c", system.root_c), ("rhs", rhs))]
+        log_x, row_diagonal, log_y, col_diagonal, preconditioner, root, rhs = vectors
+        reg, exact = _vector("reg", problem.reg, count), problem.both_exact.contiguous()
+        if system.empty is not None:
+            _check_empty(system.empty, count, n, m)
+        answer, residual = _empty(count, m), _empty(count)
+        run = _kernels().ConjugateGradients(
+            _cost(cost, reg, items), log_x.data_ptr(), log_y.data_ptr(), row_diagonal.data_ptr(),
+            _address(system.empty), col_diagonal.data_ptr(), preconditioner.data_ptr(), root.data_ptr(),
+            rhs.data_ptr(), exact.data_ptr(), tol, max_iter, answer.data_ptr(), residual.data_ptr())
+        while not run.advance(native_solve.TURN):
+            pass  # Python may interrupt here
+        return answer, residual
 
 
 def least(cost: Tensor) -> Tensor:
@@ -173,6 +230,13 @@ def _vector(name: str, values: Tensor, *shape: int) -> Tensor:
     return values.to(torch.float64).contiguous()
 
 
+def _added_to(name: str, values: Tensor, *shape: int) -> Tensor:
+    """A result that is added to in place; the caller copies back what had to be made contiguous."""
+    if values.dtype != torch.float64:
+        raise TypeError(f"{name} is added to in place: it must be float64, got {_name(values.dtype)}")
+    return _vector(name, values, *shape)
+
+
 def _address(values: Tensor | None) -> int:
     return 0 if values is None else values.data_ptr()
 
@@ -183,6 +247,13 @@ def _check_table(table: Tensor, cost: Tensor) -> None:
     if table.shape != shape or table.dtype != cost.dtype or not table.is_cpu or not table.is_contiguous():
         raise ValueError(f"block_min must be of shape {shape} and type {_name(cost.dtype)}, contiguous on the CPU, got "
                          f"{tuple(table.shape)}, {_name(table.dtype)} on {table.device}")
+
+
+def _check_empty(table: Tensor, count: int, n: int, m: int) -> None:
+    shape = count, _kernels().block_rows(n), _kernels().block_columns(m)
+    if table.shape != shape or table.dtype != torch.uint8 or not table.is_cpu or not table.is_contiguous():
+        raise ValueError(f"empty must be of shape {shape}, uint8 and contiguous on the CPU, got {tuple(table.shape)}, "
+                         f"{_name(table.dtype)} on {table.device}")
 
 
 def _empty(*shape: int) -> Tensor:

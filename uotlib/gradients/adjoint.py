@@ -22,13 +22,15 @@ of the rows as in Newton's method on the dual.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ..costs import full_precision_matmul
+from ..backends.base import near_one
 from ..exceptions import ConvergenceWarning
+from ..solver import on_threads
 from .solved import Solved, matmul
 
 #: Least diagonal of the preconditioner, relative to that of the system before the rows are eliminated.
@@ -47,6 +49,7 @@ class Scaled:
         row_diagonal, col_diagonal: (1 + eps/tau) times the sums of N's plan over the marginals, which rounding moves
             from 1: taken from the very entries that the products use, they keep the system definite.
         preconditioner: Diagonal of the Schur complement, (B, m).
+        empty: Blocks of N that the backend found to be negligible, `Backend.adjoint_blocks`.
     """
 
     solved: Solved
@@ -57,6 +60,7 @@ class Scaled:
     row_diagonal: Tensor
     col_diagonal: Tensor
     preconditioner: Tensor
+    empty: Tensor | None = None
 
     @classmethod
     def of(cls, solved: Solved) -> Scaled:
@@ -68,23 +72,30 @@ class Scaled:
 
     def eliminate_rows(self, row_side: Tensor, col_side: Tensor) -> Tensor:
         """Find the diagonals, and the right-hand side of the Schur complement, (B, m), in one pass over the cost."""
-        problem = self.solved.problem
-        row_ratio = 1 + (problem.reg * problem.rows.penalty.inverse)[:, None]
+        problem, kernel = self.solved.problem, self.solved.kernel
+        row_ratio = 1 + problem.reg * problem.rows.penalty.inverse
         col_ratio = 1 + (problem.reg * problem.cols.penalty.inverse)[:, None]
-        rhs = col_side.clone()
-        col_sum, square = torch.zeros_like(rhs), torch.zeros_like(rhs)
-        for span, _, plan in self.solved.blocks(self.log_x, self.log_y):
-            root = self.root_r[:, span]
-            rows = self.row_diagonal[:, span] = _near_one(times(plan, self.root_c), root) * row_ratio
-            back = torch.stack([root, row_side[:, span] / rows], 2).to(plan.dtype)
-            products = matmul(plan.mT, back).double()
-            col_sum += products[:, :, 0]
-            rhs -= products[:, :, 1]
-            square += times(plan.square_().mT, 1 / rows)
-        self.col_diagonal = _near_one(col_sum, self.root_c) * col_ratio
-        least = (self.col_diagonal - 1 / row_ratio).clamp_min(LEAST_DIAGONAL)
-        self.preconditioner = torch.maximum(self.col_diagonal - square, least)
-        return rhs
+        # Both roots in one unit, which the type of the cost holds; the diagonals are quotients.
+        largest = torch.maximum(self.root_r.amax(1), self.root_c.amax(1))[:, None]
+        largest = torch.where(largest > 0, largest, 1.0)
+        root_r, root_c = self.root_r / largest, self.root_c / largest
+        if kernel.matrix is not None:
+            self.empty = kernel.backend.adjoint_blocks(kernel.matrix, kernel.cost_items)
+        sums = root_c.new_zeros(len(root_c), 3, root_c.shape[1])
+        for span, block, entries in self.blocks():
+            self.row_diagonal[:, span] = kernel.backend.eliminate(
+                block, self.log_x[:, span], self.log_y, root_r[:, span], root_c, row_side[:, span], row_ratio,
+                problem.reg, sums, entries, self.empty)
+        self.col_diagonal = near_one(sums[:, 0], root_c) * col_ratio
+        least = (self.col_diagonal - 1 / row_ratio[:, None]).clamp_min(LEAST_DIAGONAL)
+        self.preconditioner = torch.maximum(self.col_diagonal - sums[:, 2], least)
+        return col_side - sums[:, 1]
+
+    def blocks(self, items: Tensor | None = None) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
+        """(rows, cost block, items of that block): as many rows at a time as the backend's passes have memory for."""
+        kernel = self.solved.kernel
+        held = kernel.backend.adjoint_temporaries
+        return kernel.blocks(items, held * kernel.dtype.itemsize, kernel.panel_limit if held else None)
 
 
 @dataclass
@@ -123,6 +134,18 @@ def solve_adjoint(system: Scaled, grad_f: Tensor, grad_g: Tensor) -> Multipliers
 
 def _conjugate_gradients(system: Scaled, rhs: Tensor, tol: float, max_iter: int) -> tuple[Tensor, Tensor]:
     """Solution (B, m), and the residual relative to rhs in the preconditioner's norm, (B,); finished items stop."""
+    kernel = system.solved.kernel
+    if kernel.matrix is not None:
+        found = kernel.backend.conjugate_gradients(system, kernel.matrix, rhs, tol, max_iter)
+        if found is not None:
+            return found
+    threads = torch.get_num_threads()
+    with on_threads(1 if rhs.device.type == "cpu" else threads):
+        return _iterate(system, rhs, tol, max_iter, threads)
+
+
+def _iterate(system: Scaled, rhs: Tensor, tol: float, max_iter: int, threads: int) -> tuple[Tensor, Tensor]:
+    """As above, product by product, these on so many ``threads``."""
     asynchronous = system.solved.kernel.backend.asynchronous
     exact = system.solved.problem.both_exact
     items: Tensor | None = None
@@ -152,7 +175,8 @@ def _conjugate_gradients(system: Scaled, rhs: Tensor, tol: float, max_iter: int)
                 part[kept] for part in (x, residual, p, size, first, inverse, null, weight, rate, running))
         if not len(x):
             break
-        product = _schur_product(system, p, items)
+        with on_threads(threads):
+            product = _schur_product(system, p, items)
         curvature = (p * product).sum(1)
         length = torch.where(running & (curvature > 0), size / curvature, 0.0)
         x = x + length[:, None] * p
@@ -170,15 +194,13 @@ def _schur_product(system: Scaled, vector: Tensor, items: Tensor | None) -> Tens
     """(column diagonal - N' N / row diagonal) times a vector (A, m), reading the cost once."""
     parts = system.log_x, system.log_y, system.row_diagonal, system.col_diagonal, system.solved.problem.reg
     log_x, log_y, rows, cols, reg = parts if items is None else tuple(part[items] for part in parts)
-    kernel = system.solved.kernel
+    backend = system.solved.kernel.backend
     largest = vector.abs().amax(1, keepdim=True)
     operand = vector / torch.where(largest > 0, largest, 1.0)  # so that the type of the cost can hold it
-    right, rows, total = operand.to(kernel.dtype)[:, :, None], rows[:, :, None], torch.zeros_like(operand)[:, :, None]
-    with full_precision_matmul(vector.device):
-        for span, _, plan in kernel.plan_and_cost(log_x, log_y, reg, 1, items):
-            through = torch.bmm(plan, right) / rows[:, span]
-            total += torch.bmm(plan.mT, through.to(kernel.dtype))
-    return cols * vector - total[:, :, 0] * largest
+    total = torch.zeros_like(operand)
+    for span, block, entries in system.blocks(items):
+        backend.schur(block, log_x[:, span], log_y, rows[:, span], operand, reg, total, entries)
+    return cols * vector - total * largest
 
 
 def _half_scaling(log_scaling: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
@@ -187,12 +209,6 @@ def _half_scaling(log_scaling: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
     log_x = torch.where(some, 0.5 * (log_scaling - lse), -torch.inf)
     root = torch.where(some, torch.exp(0.5 * (log_scaling + lse)), 0.0)
     return torch.where(root > 0, log_x, -torch.inf), root
-
-
-def _near_one(total: Tensor, expected: Tensor) -> Tensor:
-    """Total over expected; 1 where there is neither, and where only rounding can have moved it far from that."""
-    ratio = total / torch.where(expected > 0, expected, 1.0)
-    return torch.where((ratio > 0.5) & (ratio < 2.0), ratio, 1.0)
 
 
 def times(block: Tensor, vector: Tensor) -> Tensor:

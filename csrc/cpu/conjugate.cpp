@@ -1,0 +1,154 @@
+#include "conjugate.h"
+
+#include <cmath>
+#include <cstdlib>
+#include <limits>
+
+#include "batch.h"
+#include "operations.h"
+#include "padded.h"
+
+namespace uot {
+namespace {
+
+// In four partial sums, which the compiler may not make on its own.
+double dot(const double* x, const double* y, int64_t length) {
+  double sum[4] = {};
+  for (int64_t j = 0; j < length; j += 4)  // arrays are padded, with zeros
+    for (int k = 0; k < 4; ++k) sum[k] += x[j + k] * y[j + k];
+  return (sum[0] + sum[2]) + (sum[1] + sum[3]);
+}
+
+// One problem on its way.
+class System {
+ public:
+  // `threads` is how many will run a product.
+  System(const AdjointTask& task, int threads)
+      : task_(task), m_(task.cost.m), length_(padded(m_)), threads_(threads), job_(task.cost), inverse_(m_), null_(m_),
+        weight_(m_), x_(m_), residual_(m_), z_(m_), p_(m_), operand_(m_), product_(m_) {
+    job_.items = nullptr;
+    job_.count = 1;
+    job_.operand = operand_;
+    job_.col_out = product_;
+    const int64_t bytes = lay_out(job_, Operation::kSchur, task.is_double, threads, nullptr);
+    scratch_.reset(std::aligned_alloc(kAlignment, size_t(bytes)));
+    if (!scratch_) throw std::bad_alloc();
+    lay_out(job_, Operation::kSchur, task.is_double, threads, scratch_.get());
+    const PhaseList all = phases_of(job_, Operation::kSchur, task.is_double);
+    for (int k = 0; k < all.count; ++k) {
+      PhaseList& part = k < kAdjointSetup ? setup_ : pass_;
+      part.phases[part.count++] = all.phases[k];
+    }
+  }
+
+  bool busy() const { return index_ >= 0; }
+
+  void begin(int64_t index) {
+    index_ = index;
+    const Job& from = task_.cost;
+    job_.cost = static_cast<const char*>(from.cost) + from.item(index) * from.batch_stride * (task_.is_double ? 8 : 4);
+    job_.reg = from.reg + index;
+    job_.log_u = from.log_u + index * job_.n;
+    job_.log_v = from.log_v + index * m_;
+    job_.row_diagonal = from.row_diagonal + index * job_.n;
+    job_.empty = from.empty ? from.empty + index * block_min_entries(job_.n, m_) : nullptr;
+    run_phases(job_, setup_, threads_);
+    diagonal_ = task_.col_diagonal + index * m_;
+    const double *preconditioner = task_.preconditioner + index * m_, *root = task_.root + index * m_;
+    for (int64_t j = 0; j < m_; ++j) {
+      inverse_[j] = 1 / preconditioner[j];
+      null_[j] = root[j];
+      weight_[j] = diagonal_[j] * root[j];
+    }
+    const double norm = std::max(dot(null_, weight_, length_), std::numeric_limits<double>::min());
+    rate_ = task_.exact[index] ? 1 / norm : 0.0;
+    residual_.assign(task_.rhs + index * m_, m_, 0.0);
+    x_.fill(0.0);
+    precondition();
+    for (int64_t j = 0; j < length_; ++j) p_[j] = z_[j];
+    first_ = size_;
+    running_ = size_ > 0;
+    steps_ = 0;
+  }
+
+  // One step; true when the answer is written.
+  bool step() {
+    if (running_ && steps_ < task_.max_iter) {
+      ++steps_;
+      const double curvature = multiply();
+      const bool convex = curvature > 0;
+      const double length = convex ? size_ / curvature : 0.0, before = size_;
+      for (int64_t j = 0; j < m_; ++j) {
+        x_[j] += length * p_[j];
+        residual_[j] -= length * product_[j];
+      }
+      precondition();
+      const double momentum = size_ / before;
+      for (int64_t j = 0; j < m_; ++j) p_[j] = z_[j] + momentum * p_[j];
+      running_ = convex && size_ > task_.tol * task_.tol * first_;
+      if (running_ && steps_ < task_.max_iter) return false;
+    }
+    for (int64_t j = 0; j < m_; ++j) task_.answer[index_ * m_ + j] = x_[j];
+    task_.residual[index_] = std::sqrt(first_ > 0 ? size_ / first_ : size_);
+    index_ = -1;
+    return true;
+  }
+
+ private:
+  // The residual without what nothing can change (both marginals exact), z, and the square of its norm.
+  void precondition() {
+    if (rate_ > 0) {
+      const double along = rate_ * dot(null_, residual_, length_);
+      for (int64_t j = 0; j < m_; ++j) residual_[j] -= along * weight_[j];
+    }
+    for (int64_t j = 0; j < m_; ++j) z_[j] = inverse_[j] * residual_[j];
+    size_ = dot(residual_, z_, length_);
+  }
+
+  // (column diagonal - N' N / row diagonal) p, and <p, that>.
+  double multiply() {
+    double largest = 0;  // so that the type of the cost can hold the operand
+    for (int64_t j = 0; j < m_; ++j) largest = std::max(largest, std::fabs(p_[j]));
+    const double scale = largest > 0 ? largest : 1.0;
+    for (int64_t j = 0; j < m_; ++j) operand_[j] = p_[j] / scale;
+    product_.fill(0.0);
+    run_phases(job_, pass_, threads_);
+    for (int64_t j = 0; j < m_; ++j) product_[j] = diagonal_[j] * p_[j] - scale * product_[j];
+    return dot(p_, product_, length_);
+  }
+
+  const AdjointTask& task_;
+  const int64_t m_, length_;
+  const int threads_;
+  Job job_;
+  PhaseList setup_{}, pass_{};
+  std::unique_ptr<void, decltype(&std::free)> scratch_{nullptr, &std::free};
+  Array inverse_, null_, weight_, x_, residual_, z_, p_, operand_, product_;
+  const double* diagonal_ = nullptr;
+  int64_t index_ = -1, steps_ = 0;
+  double rate_ = 0, size_ = 0, first_ = 0;
+  bool running_ = false;
+};
+
+}  // namespace
+
+class ConjugateGradients::Slots : public Batch<System> {
+ public:
+  using Batch<System>::Batch;
+};
+
+ConjugateGradients::ConjugateGradients(const AdjointTask& task, int threads) : task_(task) {
+  const int64_t count = task.cost.count;
+  const Sharing sharing(count, task.cost.n * task.cost.m, threads);
+  batch_.reset(new Slots(count, sharing));
+  for (int64_t k = 0; k < sharing.slots(count); ++k)
+    batch_->slots().emplace_back(new System(task_, sharing.of_problem()));
+}
+
+ConjugateGradients::~ConjugateGradients() = default;
+
+bool ConjugateGradients::advance(double seconds) {
+  return batch_->advance(seconds, [](const System&) { return false; });
+}
+
+}  // namespace uot
