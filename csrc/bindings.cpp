@@ -99,6 +99,24 @@ void panel(const Cost& cost, Address log_u, Address log_v, Address plan) {
   run(uot::Operation::kPanel, cost, job);
 }
 
+void weigh(const Cost& cost, Address log_u, Address log_v, Address left, Address right, std::int64_t rank,
+           Address row_sum, Address col_sum, Address out, std::int64_t batch_stride, std::int64_t row_stride,
+           Address scale) {
+  uot::Job job = cost.job();
+  job.log_u = vector(log_u);
+  job.log_v = vector(log_v);
+  job.left = reinterpret_cast<const void*>(left);
+  job.right = reinterpret_cast<const void*>(right);
+  job.rank = rank;
+  job.row_out = result(row_sum);
+  job.col_out = result(col_sum);
+  job.plan = reinterpret_cast<void*>(out);
+  job.plan_batch_stride = batch_stride;
+  job.plan_row_stride = row_stride;
+  job.plan_scale = vector(scale);
+  run(uot::Operation::kWeigh, cost, job);
+}
+
 // That part of an adjoint's job which its passes share.
 uot::Job adjoint_job(const Cost& cost, Address log_x, Address log_y) {
   uot::Job job = cost.job();
@@ -183,6 +201,7 @@ PYBIND11_MODULE(_C, module) {
   module.def("sweep", &sweep);
   module.def("panel", &panel);
   module.def("block_min", &block_min);
+  module.def("weigh", &weigh);
   module.def("schur", &schur);
   module.def("eliminate", &eliminate);
   py::class_<uot::ConjugateGradients>(module, "ConjugateGradients")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
 import torch
@@ -20,6 +20,8 @@ from .tracing import values_hidden
 
 #: A feature cost is built once, rather than streamed, while it takes at most this many bytes.
 MATERIALIZE_BYTES = 1 << 30
+#: Sums of gradients, None where there is no need of one.
+Tensors = Sequence[Tensor | None]
 #: Every kind of cost by its key.
 _KINDS: dict[str, type[Cost]] = {}
 
@@ -68,12 +70,13 @@ class Cost(ABC):
         """
 
     def pull_back(self, prepared: tuple[Tensor, ...], rows: slice, dtype: torch.dtype, grad: Tensor,
-                  into: tuple[Tensor, ...]) -> None:
-        """Add to ``into`` the gradients with respect to ``prepared`` of <block, grad>."""
+                  into: Tensors) -> None:
+        """Add to ``into`` the gradients with respect to ``prepared`` of <block, grad>; None where there is no need."""
         with full_precision_matmul(grad.device):
             pull = torch.func.vjp(lambda *tensors: self.block(tensors, rows, dtype), *prepared)[1]
             for total, gradient in zip(into, pull(grad), strict=True):
-                total += gradient
+                if total is not None:
+                    total += gradient
 
     def tangent(self, prepared: tuple[Tensor, ...], tangents: tuple[Tensor, ...], rows: slice,
                 dtype: torch.dtype) -> Tensor:
@@ -82,12 +85,13 @@ class Cost(ABC):
             return torch.func.jvp(lambda *moved: self.block(moved, rows, dtype), prepared, tangents)[1]
 
     def pull_back_tangent(self, prepared: tuple[Tensor, ...], tangents: tuple[Tensor, ...], rows: slice,
-                          dtype: torch.dtype, grad: Tensor, into: tuple[Tensor, ...]) -> None:
+                          dtype: torch.dtype, grad: Tensor, into: Tensors) -> None:
         """Add to ``into`` the gradients with respect to ``prepared`` of <tangent, grad>."""
         with full_precision_matmul(grad.device):
             pull = torch.func.vjp(lambda *tensors: self.tangent(tensors, tangents, rows, dtype), *prepared)[1]
             for total, gradient in zip(into, pull(grad), strict=True):
-                total += gradient
+                if total is not None:
+                    total += gradient
 
 
 def cost_of_kind(key: str) -> Cost:
@@ -120,15 +124,16 @@ class DenseCost(Cost):
         return prepared[0][:, rows]
 
     def pull_back(self, prepared: tuple[Tensor, ...], rows: slice, dtype: torch.dtype, grad: Tensor,
-                  into: tuple[Tensor, ...]) -> None:
-        into[0][:, rows] += grad
+                  into: Tensors) -> None:
+        if into[0] is not None:
+            into[0][:, rows] += grad
 
     def tangent(self, prepared: tuple[Tensor, ...], tangents: tuple[Tensor, ...], rows: slice,
                 dtype: torch.dtype) -> Tensor:
         return tangents[0][:, rows]
 
     def pull_back_tangent(self, prepared: tuple[Tensor, ...], tangents: tuple[Tensor, ...], rows: slice,
-                          dtype: torch.dtype, grad: Tensor, into: tuple[Tensor, ...]) -> None:
+                          dtype: torch.dtype, grad: Tensor, into: Tensors) -> None:
         """Nothing: the cost is linear in its tensor."""
 
 
@@ -204,12 +209,14 @@ class InnerProductCost(Cost):
         return cost
 
     def pull_back(self, prepared: tuple[Tensor, ...], rows: slice, dtype: torch.dtype, grad: Tensor,
-                  into: tuple[Tensor, ...]) -> None:
+                  into: Tensors) -> None:
         x, z = prepared
         grad = grad.to(x.dtype)
         with full_precision_matmul(x.device):
-            into[0][:, rows] += torch.bmm(grad, z)
-            into[1].baddbmm_(grad.mT, x[:, rows])
+            if into[0] is not None:
+                into[0][:, rows] += torch.bmm(grad, z)
+            if into[1] is not None:
+                into[1].baddbmm_(grad.mT, x[:, rows])
 
     def tangent(self, prepared: tuple[Tensor, ...], tangents: tuple[Tensor, ...], rows: slice,
                 dtype: torch.dtype) -> Tensor:
@@ -218,7 +225,7 @@ class InnerProductCost(Cost):
             return torch.baddbmm(torch.bmm(dx[:, rows], z.mT), x[:, rows], dz.mT).to(dtype)
 
     def pull_back_tangent(self, prepared: tuple[Tensor, ...], tangents: tuple[Tensor, ...], rows: slice,
-                          dtype: torch.dtype, grad: Tensor, into: tuple[Tensor, ...]) -> None:
+                          dtype: torch.dtype, grad: Tensor, into: Tensors) -> None:
         """A product of the two tensors: the same with the tangents in their place."""
         self.pull_back(tangents, rows, dtype, grad, into)
 

@@ -21,12 +21,13 @@ SAMPLED_ROWS = 32
 PANEL_BYTES = 1 << 22
 
 
-def cost_matrix(cost: Cost, prepared: tuple[Tensor, ...], n: int, m: int, dtype: torch.dtype,
+def cost_matrix(cost: Cost, prepared: tuple[Tensor, ...], n: int, m: int, dtype: torch.dtype, backend: Backend,
                 block_bytes: int) -> Tensor:
     """The whole of a cost that is not dense, (B', n, m), built in blocks of rows."""
     count = len(prepared[0])
     matrix = torch.empty(count, n, m, dtype=dtype, device=prepared[0].device)
-    step = max(1, block_bytes // max(1, count * m * 16))
+    limit = block_bytes if backend.asynchronous else min(block_bytes, PANEL_BYTES)
+    step = max(1, limit // max(1, count * m * 16))
     for start in range(0, n, step):
         rows = slice(start, start + step)
         matrix[:, rows] = cost.block(prepared, rows, dtype)

@@ -20,7 +20,7 @@ from .solver import solve
 
 def _run_cost_matrix(prepared: Sequence[Tensor], n: int, m: int, settings: str) -> Tensor:
     how = Settings.decode(settings)
-    return cost_matrix(cost_of_kind(how.cost), tuple(prepared), n, m, how.dtype, how.block_bytes)
+    return cost_matrix(cost_of_kind(how.cost), tuple(prepared), n, m, how.dtype, BACKENDS[how.backend], how.block_bytes)
 
 
 def _empty_cost_matrix(prepared: Sequence[Tensor], n: int, m: int, settings: str) -> Tensor:

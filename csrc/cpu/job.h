@@ -55,6 +55,12 @@ struct Job {
   uint8_t* empty_out;                 // (count, block_rows(n), block_columns(m)) 1 where N has nothing that matters, or
   const uint8_t* empty;               // null; as kEliminate finds it, and as kSchur then skips
 
+  // kWeigh's factors in the cost's type, (count, n, rank) and (count, rank, m); where `plan` has its rows, and what they
+  // are multiplied by, (count) or null.  `plan` may be null.
+  const void *left, *right;
+  int64_t rank, plan_batch_stride, plan_row_stride;
+  const double* plan_scale;
+
   // The cut of one problem.
   int64_t slabs, slab_rows;
   int64_t width, height;  // m and n, padded to whole vectors
@@ -88,7 +94,7 @@ struct Kernels {
   int64_t block;  // columns that are summed in the cost's type along a row
   Unit split_rows, split_columns;
   Unit row_lse, sweep, merge_sweep, col_lse, merge_col_lse, col_lse_masked, merge_col_lse_masked, panel, block_min;
-  Unit grid, split_both, load_operand, schur, merge_schur, eliminate, merge_eliminate;
+  Unit grid, split_both, load_operand, schur, merge_schur, eliminate, merge_eliminate, weigh, merge_weigh;
   void (*exp2)(const void* in, void* out, int64_t count);
   void (*exp)(const double* in, double* out, int64_t count);  // exp(-inf) = 0, as all below 2^-1022
   void (*log)(const double* in, double* out, int64_t count);  // log(0) = -inf, NaN of what is negative

@@ -88,7 +88,7 @@ int64_t lay_out(Job& job, Operation operation, bool is_double, int workers, void
   job.width = round_up(job.m, line);
   job.height = round_up(job.n, line);
   job.block_width = round_up(block_columns(job.m), line);
-  job.weights = operation != Operation::kPanel;
+  job.weights = operation != Operation::kPanel && operation != Operation::kWeigh;
   const int64_t longest = job.width > kernel.block ? job.width : kernel.block;
   job.tile_bytes = size_t((kTileRows * longest + 4 * job.block_width) * size);
 
@@ -106,7 +106,7 @@ int64_t lay_out(Job& job, Operation operation, bool is_double, int workers, void
     job.operand_scaled = from.take(job.count * job.width * size);
     if (job.empty_out) job.extents = from.take(job.count * block_columns(job.m) * 16);
   }
-  if (running_peak || adjoint || operation == Operation::kSweep) {
+  if (running_peak || adjoint || operation == Operation::kSweep || operation == Operation::kWeigh) {
     const int64_t sums = operation == Operation::kEliminate ? 3 : 1;
     job.slab_sum = from.take(job.count * job.slabs * sums * job.width * size);
     job.slab_peak = running_peak ? from.take(job.count * job.slabs * job.width * size) : nullptr;
@@ -136,6 +136,8 @@ PhaseList phases_of(const Job& job, Operation operation, bool is_double) {
     case Operation::kBlockMin: return {{{kernel.block_min, slabs}}, 1};
     case Operation::kColLseMasked:
       return {{rows, {kernel.col_lse_masked, slabs}, {kernel.merge_col_lse_masked, chunks(job.width)}}, 3};
+    case Operation::kWeigh:
+      return {{columns, rows, {kernel.weigh, slabs}, {kernel.merge_weigh, columns.units}}, 4};
     case Operation::kSchur:
     case Operation::kEliminate: {
       const bool schur = operation == Operation::kSchur;

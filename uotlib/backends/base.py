@@ -64,6 +64,8 @@ class Backend(ABC):
     bytes_per_entry: ClassVar[int] = 0
     #: Temporary memory of `schur` and `eliminate`, per entry of the block, in units of the cost's type.
     adjoint_temporaries: ClassVar[int] = 2
+    #: The same of `weigh`.
+    weigh_temporaries: ClassVar[int] = 3
     #: True where asking for a value on the host would wait for the device.
     asynchronous: ClassVar[bool] = False
 
@@ -101,6 +103,26 @@ class Backend(ABC):
     @abstractmethod
     def panel(self, cost: Tensor, log_u: Tensor, log_v: Tensor, reg: Tensor, items: Tensor | None = None) -> Tensor:
         r"""Block of the plan, :math:`e^{\log u_i + \log v_j - C_{ij}/\varepsilon}`, (B, n, m), in the cost's type."""
+
+    def weigh(self, cost: Tensor, log_u: Tensor, log_v: Tensor, reg: Tensor, left: Tensor, right: Tensor,
+              row_sum: Tensor, col_sum: Tensor, items: Tensor | None = None, *, out: Tensor | None = None,
+              scale: Tensor | None = None) -> None:
+        r"""Sums along rows and columns of :math:`W_{ij} = T_{ij} \sum_k L_{ik} R_{jk}`, T a block of the plan, and W.
+
+        Args:
+            left, right: L, (B, n, k), and R, (B, m, k), in the cost's type.
+            row_sum: (B, n), float64, the result.
+            col_sum: (B, m), float64, added to in place.
+            out: Where W is wanted, (B, n, m), in the cost's type, unit stride along m.
+            scale: What that is multiplied by, (B,), float64.
+        """
+        weight = self.panel(cost, log_u, log_v, reg, items)
+        with full_precision_matmul(cost.device):
+            weight *= torch.bmm(left, right.mT)
+        row_sum.copy_(weight.sum(2))
+        col_sum += weight.sum(1)
+        if out is not None:
+            out.copy_(weight if scale is None else weight * scale[:, None, None].to(weight.dtype))
 
     def solve(self, problem: Problem, cost: Tensor, method: str, max_iter: int, tol: float | None,
               init: tuple[Tensor, Tensor] | None, options: SolverOptions) -> Outcome | None:

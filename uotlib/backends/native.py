@@ -32,7 +32,7 @@ class NativeBackend(Backend):
     """The kernels get addresses, so shapes, types and devices are checked here, the entries of ``items`` among them."""
 
     name = "native"
-    adjoint_temporaries = 0
+    adjoint_temporaries = weigh_temporaries = 0
 
     def why_not(self, device: torch.device, dtype: torch.dtype) -> str | None:
         if missing is not None:
@@ -121,6 +121,31 @@ class NativeBackend(Backend):
         plan = torch.empty(count, n, m, dtype=cost.dtype)
         _kernels().panel(_cost(cost, reg, items), log_u.data_ptr(), log_v.data_ptr(), plan.data_ptr())
         return plan
+
+    def weigh(self, cost: Tensor, log_u: Tensor, log_v: Tensor, reg: Tensor, left: Tensor, right: Tensor,
+              row_sum: Tensor, col_sum: Tensor, items: Tensor | None = None, *, out: Tensor | None = None,
+              scale: Tensor | None = None) -> None:
+        count, n, m = _sizes(cost, items)
+        log_u, log_v = _vector("log_u", log_u, count, n), _vector("log_v", log_v, count, m)
+        reg = _vector("reg", reg, count)
+        rank = left.shape[-1]
+        for name, factor, shape in (("left", left, (count, n, rank)), ("right", right, (count, m, rank))):
+            if factor.shape != shape or factor.dtype != cost.dtype or not factor.is_cpu:
+                raise ValueError(f"{name} must be {_name(cost.dtype)} of shape {shape} on the CPU, got "
+                                 f"{_name(factor.dtype)} of shape {tuple(factor.shape)} on {factor.device}")
+        left, right = left.contiguous(), right.mT.contiguous()
+        rows, cols = _added_to("row_sum", row_sum, count, n), _added_to("col_sum", col_sum, count, m)
+        scale = None if scale is None else _vector("scale", scale, count)
+        if out is not None and (out.shape != (count, n, m) or out.dtype != cost.dtype or not out.is_cpu
+                                or (m > 1 and out.stride(2) != 1)):
+            raise ValueError(f"out must be {_name(cost.dtype)} of shape {(count, n, m)} on the CPU with unit stride "
+                             f"along its last axis, got {_name(out.dtype)} of shape {tuple(out.shape)} on {out.device}")
+        strides = (0, 0) if out is None else (out.stride(0), out.stride(1))
+        _kernels().weigh(_cost(cost, reg, items), log_u.data_ptr(), log_v.data_ptr(), left.data_ptr(), right.data_ptr(),
+                         rank, rows.data_ptr(), cols.data_ptr(), _address(out), *strides, _address(scale))
+        for total, given in ((rows, row_sum), (cols, col_sum)):
+            if total is not given:
+                given.copy_(total)
 
     def solve(self, problem: Problem, cost: Tensor, method: str, max_iter: int, tol: float | None,
               init: tuple[Tensor, Tensor] | None, options: SolverOptions) -> Outcome | None:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ..problem import Side
 from .adjoint import Multipliers, Scaled, solve_adjoint, times
-from .solved import COST, Solved, dot, normalising, plan_gradients
+from .solved import COST, LowRank, Solved, dot, low_rank_sums, normalising, plan_gradients, within_range
 
 
 def potential_gradients(solved: Solved, grad_f: Tensor, grad_g: Tensor,
@@ -58,19 +58,20 @@ class _Total:
         self.needs = dict(zip(self.NAMES, needs, strict=False))
         self.cost_needs = needs[COST:]
         self.sums: dict[str, Tensor] = {}
-        self.cost: list[Tensor] = []
+        self.cost: list[Tensor | None] = []
 
     def add(self, name: str, gradient: Tensor | None) -> None:
         if gradient is not None and self.needs[name]:
             self.sums[name] = self.sums[name] + gradient if name in self.sums else gradient
 
-    def add_cost(self, gradients: list[Tensor]) -> None:
+    def add_cost(self, gradients: list[Tensor | None]) -> None:
         """The tensors are this object's from now on."""
         if not self.cost:
             self.cost = gradients
         else:
             for total, gradient in zip(self.cost, gradients, strict=True):
-                total += gradient
+                if total is not None and gradient is not None:
+                    total += gradient
 
     def gradients(self) -> list[Tensor | None]:
         gradients: list[Tensor | None] = [self.sums.get(name) for name in self.NAMES] + [None, None]
@@ -88,26 +89,29 @@ def _add_plan_part(found: Multipliers, total: _Total) -> tuple[Tensor, Tensor]:
     solved = system.solved
     pair, problem = solved.pair, solved.problem
     reg = problem.reg[:, None]
-    l, nu, nl = torch.zeros_like(pair.f), torch.zeros_like(pair.f), torch.zeros_like(u)  # l, N u and N' l
-
-    def weigh(span: slice, cost: Tensor, plan: Tensor) -> tuple[Tensor, None]:
-        nu[:, span] = times(plan, u)
-        l[:, span] = found.of_rows(span, nu[:, span])
-        nl.add_(times(plan.mT, l[:, span]))
-        kind = plan.dtype
-        weight = l[:, span, None].to(kind) * system.root_c[:, None, :].to(kind)
-        weight += system.root_r[:, span, None].to(kind) * u[:, None, :].to(kind)
-        return weight.mul_(plan).neg_(), None
-
+    # l needs N u, and N' l is what the gradient to b needs.
+    nu = system_product(system, u, side=0)
+    l = found.of_rows(slice(None), nu)
+    # Z = sqrt(r) N (l_i sqrt(c_j) + sqrt(r_i) u_j) sqrt(c)
+    both, scale = within_range(torch.cat([l, u], 1))
+    kind = solved.kernel.dtype
+    left, right = (torch.stack(factors, 2).to(kind) for factors in (
+        (both[:, : l.shape[1]], system.root_r), (system.root_c, both[:, l.shape[1] :])))
     needs = (False, False, total.needs["reg"], *[False] * 4, *total.cost_needs)
-    gradients = plan_gradients(solved, system.log_x, system.log_y, weigh, needs)
+    gradients: list[Tensor | None] = [None] * len(needs)
+    if any(needs):
+        gradients = plan_gradients(solved, system.log_x, system.log_y, LowRank(left, right, -scale), needs)
     total.add("reg", gradients[2])
     if any(total.cost_needs):
-        total.add_cost([gradient for gradient in gradients[COST:] if gradient is not None])
+        total.add_cost(gradients[COST:])
     if not solved.by_product:
         return l, u
-    for name, side, root, sums in (("a", problem.rows, system.root_r, nu), ("b", problem.cols, system.root_c, nl)):
-        total.add(name, torch.where(side.massive, -root * sums / torch.where(side.massive, side.mass, 1.0), 0.0))
+    def mass_gradient(side: Side, root: Tensor, sums: Tensor) -> Tensor:
+        return torch.where(side.massive, -root * sums / torch.where(side.massive, side.mass, 1.0), 0.0)
+
+    total.add("a", mass_gradient(problem.rows, system.root_r, nu))
+    if total.needs["b"]:
+        total.add("b", mass_gradient(problem.cols, system.root_c, system_product(system, l, side=1)))
     massless_rows, massless_cols = solved.massless
     # T / a for rows without mass, against u; T / b for columns without mass, against l.
     if total.needs["a"] and bool(massless_rows.any()):
@@ -125,6 +129,16 @@ def _add_plan_part(found: Multipliers, total: _Total) -> tuple[Tensor, Tensor]:
     return l, u
 
 
+def system_product(system: Scaled, vector: Tensor, side: int) -> Tensor:
+    """N times a vector (B, m) for ``side`` 0, N' times one (B, n) for 1."""
+    solved = system.solved
+    rows, cols = torch.zeros_like(solved.pair.f), torch.zeros_like(solved.pair.g)
+    ones = torch.ones_like(cols if side else rows)[:, :, None]
+    factors = (vector[:, :, None], ones.new_ones(cols.shape)[:, :, None]) if side else (ones, vector[:, :, None])
+    low_rank_sums(solved, system.log_x, system.log_y, LowRank.of(*factors, solved.kernel.dtype), rows, cols)
+    return cols if side else rows
+
+
 def _through_update(solved: Solved, side: int, grad: Tensor, total: _Total) -> Tensor:
     r"""Gradient to the other side's potential of potentials that are :math:`f_i = -\lambda\,\mathrm{LSE}_i`.
 
@@ -139,10 +153,9 @@ def _through_update(solved: Solved, side: int, grad: Tensor, total: _Total) -> T
     log_x = torch.where(grad != 0, normalising(pair.row_lse), -torch.inf) if side == 0 else pair.log_u
     log_y = torch.where(grad != 0, normalising(pair.col_lse), -torch.inf) if side == 1 else pair.log_v
 
-    def weigh(span: slice, cost: Tensor, plan: Tensor) -> tuple[Tensor, None]:
-        slope = multiplier[:, span, None] if side == 0 else multiplier[:, None, :]
-        return plan * -slope.to(plan.dtype), None
-
+    ones = torch.ones_like(pair.g if side == 0 else pair.f)[:, :, None]
+    factors = (-multiplier[:, :, None], ones) if side == 0 else (ones, -multiplier[:, :, None])
+    weigh = LowRank.of(*factors, solved.kernel.dtype)
     needs = (total.needs["a"] and side == 1, total.needs["b"] and side == 0, total.needs["reg"], False, False,
              True, True, *total.cost_needs)
     a, b, reg, _, _, f, g, *cost = plan_gradients(solved, log_x, log_y, weigh, needs, rows=side == 1, cols=side == 0)
@@ -152,7 +165,7 @@ def _through_update(solved: Solved, side: int, grad: Tensor, total: _Total) -> T
     total.add("reg", None if reg is None else reg + weighted / problem.reg.square())
     total.add(("tau_a", "tau_b")[side], weighted * own.penalty.inverse.square())
     if any(total.cost_needs):
-        total.add_cost([gradient for gradient in cost if gradient is not None])
+        total.add_cost(cost)
     other = f if side == 1 else g
     assert other is not None  # it was asked for
     return other

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .solved import Solved, matmul, normalising, plan_gradients
+from .solved import LowRank, Solved, matmul, normalising, plan_gradients
 
 
 def product(solved: Solved, v: Tensor, side: int, normalised: bool) -> tuple[Tensor, Tensor]:
@@ -51,31 +51,26 @@ def product_gradients(solved: Solved, grad: Tensor, v: Tensor, answer: Tensor, s
         Gradients to the inputs, and to v.
     """
     *needs, needs_v = needs
-    to_v = torch.zeros_like(v) if needs_v else None
-    mean = None
     if normalised:
         grad = grad / sums[:, :, None]
-        mean = (grad * answer).sum(2)
     scalings = _scalings(solved, side, normalised)
-
-    def to_operand(span: slice, plan: Tensor) -> None:
-        if to_v is not None and side == 0:
-            to_v.add_(matmul(plan.mT, grad[:, span]))
-        elif to_v is not None:
-            to_v[:, span] = matmul(plan, grad)
-
-    def weigh(span: slice, cost: Tensor, plan: Tensor) -> tuple[Tensor, None]:
-        slope = matmul(grad[:, span], v.mT) if side == 0 else matmul(v[:, span], grad.mT)
-        if mean is not None:
-            slope -= mean[:, span, None] if side == 0 else mean[:, None, :]
-        return slope.mul_(plan), None
-
-    if any(needs):
-        return [*plan_gradients(solved, *scalings, weigh, needs, rows=not (normalised and side == 0),
-                                cols=not (normalised and side == 1), see=to_operand), to_v]
-    for span, _, plan in solved.blocks(*scalings):
-        to_operand(span, plan)
-    return [*(None for _ in needs), to_v]
+    to_v = None
+    if needs_v:
+        to_v = torch.zeros_like(v)
+        for span, _, plan in solved.blocks(*scalings):
+            if side == 0:
+                to_v += matmul(plan.mT, grad[:, span])
+            else:
+                to_v[:, span] = matmul(plan, grad)
+    if not any(needs):
+        return [*(None for _ in needs), to_v]
+    own, other = grad, v
+    if normalised:  # <D, Y> is one more column
+        own = torch.cat([grad, -(grad * answer).sum(2, keepdim=True)], 2)
+        other = torch.cat([v, torch.ones_like(v[:, :, :1])], 2)
+    weigh = LowRank.of(*((own, other) if side == 0 else (other, own)), solved.kernel.dtype)
+    return [*plan_gradients(solved, *scalings, weigh, needs, rows=not (normalised and side == 0),
+                            cols=not (normalised and side == 1)), to_v]
 
 
 def marginal(solved: Solved, side: int) -> Tensor:
@@ -84,10 +79,9 @@ def marginal(solved: Solved, side: int) -> Tensor:
 
 
 def marginal_gradients(solved: Solved, grad: Tensor, side: int, needs: Sequence[bool]) -> list[Tensor | None]:
-    def weigh(span: slice, cost: Tensor, plan: Tensor) -> tuple[Tensor, None]:
-        slope = grad[:, None, :] if side else grad[:, span, None]
-        return plan * slope.to(plan.dtype), None
-
+    ones = torch.ones_like(solved.pair.f if side else solved.pair.g)[:, :, None]
+    factors = (ones, grad[:, :, None]) if side else (grad[:, :, None], ones)
+    weigh = LowRank.of(*factors, solved.kernel.dtype)
     return plan_gradients(solved, solved.pair.log_u, solved.pair.log_v, weigh, needs)
 
 

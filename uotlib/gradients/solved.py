@@ -23,11 +23,42 @@ from ..settings import Settings, flat_problem
 from ..tracing import lazy
 
 #: Turns (rows, cost, plan) of a block into W, and what reaches that block of the cost other than through the plan.
-Weigh = Callable[[slice, Tensor, Tensor], tuple[Tensor, Tensor | None]]
+Weigh = Callable[[slice, Tensor, Tensor], tuple[Tensor, Tensor | None]]  # or `LowRank`, which is one
 #: Temporaries of a pass, in units of the plan's block: plan, dL/dT, W, what goes to the cost, and a product.
 TEMPORARIES = 5
 #: Place of the cost's first tensor among the inputs.
 COST = 7
+
+
+@dataclass(frozen=True)
+class LowRank:
+    r"""A `Weigh` of rank k: :math:`W_{ij} = s\,M_{ij} \sum_k L_{ik} R_{jk}`, which backends compute with its sums.
+
+    Args:
+        left, right: L, (B, n, k), and R, (B, m, k), in the solver's type.
+        scale: s, (B,), float64: entries of any size need not fit that type.
+    """
+
+    left: Tensor
+    right: Tensor
+    scale: Tensor
+
+    @classmethod
+    def of(cls, left: Tensor, right: Tensor, dtype: torch.dtype) -> LowRank:
+        """From factors of any type and size."""
+        (left, by_left), (right, by_right) = within_range(left), within_range(right)
+        return cls(left.to(dtype), right.to(dtype), by_left * by_right)
+
+    def __call__(self, rows: slice, cost: Tensor, plan: Tensor) -> tuple[Tensor, None]:
+        weight = matmul(self.left[:, rows], self.right.mT).mul_(plan)
+        return weight.mul_(self.scale[:, None, None].to(plan.dtype)), None
+
+
+def within_range(factor: Tensor) -> tuple[Tensor, Tensor]:
+    """The factor divided by its largest entry, an item at a time, and that, (B,), float64."""
+    largest = factor.abs().flatten(1).amax(1) if factor.numel() else factor.new_ones(len(factor))
+    largest = torch.where(largest > 0, largest, 1.0)
+    return factor / largest.reshape(-1, *[1] * (factor.ndim - 1)), largest.double()
 
 
 @dataclass(frozen=True)
@@ -87,8 +118,7 @@ def dot(weight: Tensor, potential: Tensor) -> Tensor:
 
 
 def plan_gradients(solved: Solved, log_x: Tensor, log_y: Tensor, weigh: Weigh, needs: Sequence[bool], *,
-                   rows: bool = True, cols: bool = True,
-                   see: Callable[[slice, Tensor], None] | None = None) -> list[Tensor | None]:
+                   rows: bool = True, cols: bool = True) -> list[Tensor | None]:
     r"""Gradients of a loss of :math:`M_{ij} = e^{x_i + y_j - C_{ij}/\varepsilon}` to the inputs; none to tau_a, tau_b.
 
     .. math:: \frac{\partial L}{\partial f} = \frac{W\mathbf 1}{\varepsilon},\quad
@@ -106,25 +136,26 @@ def plan_gradients(solved: Solved, log_x: Tensor, log_y: Tensor, weigh: Weigh, n
         needs: Which of the gradients are wanted.
         rows: Whether x is log u, so that f and a matter.
         cols: Whether y is log v, so that g and b matter.
-        see: Called with every block of M, once, before ``weigh``.
     """
     kernel, pair, reg = solved.kernel, solved.pair, solved.problem.reg
     row_sum, col_sum = torch.zeros_like(pair.f), torch.zeros_like(pair.g)
     cost_sum = torch.zeros_like(reg)
-    into = tuple(torch.zeros_like(tensor) for tensor in kernel.prepared) if any(needs[COST:]) else None
-    for span, cost, plan in solved.blocks(log_x, log_y):
-        if see is not None:
-            see(span, plan)
-        weight, direct = weigh(span, cost, plan)
-        if rows:
-            row_sum[:, span] = weight.sum(2)
-        if cols:
-            col_sum += weight.sum(1)
-        if needs[2]:
-            cost_sum += torch.where(weight != 0, weight * cost, 0.0).sum(2).double().sum(1)
-        if into is not None:
-            slope = weight / -reg[:, None, None].to(weight.dtype)
-            _pull_back(solved, span, slope if direct is None else slope + direct, into)
+    into = None
+    if isinstance(weigh, LowRank) and not needs[2]:
+        into = low_rank_sums(solved, log_x, log_y, weigh, row_sum, col_sum, needs[COST:])
+    else:
+        into = _sums(kernel.prepared, needs[COST:])
+        for span, cost, plan in solved.blocks(log_x, log_y):
+            weight, direct = weigh(span, cost, plan)
+            if rows:
+                row_sum[:, span] = weight.sum(2)
+            if cols:
+                col_sum += weight.sum(1)
+            if needs[2]:
+                cost_sum += torch.where(weight != 0, weight * cost, 0.0).sum(2).double().sum(1)
+            if into is not None:
+                slope = weight / -reg[:, None, None].to(weight.dtype)
+                _pull_back(solved, span, slope if direct is None else slope + direct, into)
 
     def mass_gradient(sums: Tensor, mass: Tensor, at_zero: Callable[[], Tensor]) -> Tensor:
         some = mass > 0
@@ -146,6 +177,31 @@ def plan_gradients(solved: Solved, log_x: Tensor, log_y: Tensor, weigh: Weigh, n
         row_sum / reg[:, None] if needs[5] and rows else None,
         col_sum / reg[:, None] if needs[6] and cols else None,
         *(into or [None] * len(needs[COST:]))]
+
+
+def low_rank_sums(solved: Solved, log_x: Tensor, log_y: Tensor, weigh: LowRank, row_sum: Tensor, col_sum: Tensor,
+                  to_cost: Sequence[bool] = ()) -> list[Tensor | None] | None:
+    """Sums of W along rows and columns, into ``row_sum`` and ``col_sum`` (zeros); the cost's gradients as asked for."""
+    kernel, reg = solved.kernel, solved.problem.reg
+    backend, scale = kernel.backend, weigh.scale / -reg
+    in_place = kernel.cost.dense and kernel.cost_items is None
+    into = _sums(kernel.prepared, () if in_place else to_cost)
+    if in_place and any(to_cost):
+        into = [torch.empty_like(kernel.prepared[0])]
+    panels = backend.weigh_temporaries + (into is not None and not in_place)
+    for rows, block, entries in kernel.blocks(None, panels * kernel.dtype.itemsize,
+                                              kernel.panel_limit if panels else None):
+        out = None
+        if into is not None:
+            out = into[0][:, rows] if in_place and into[0] is not None else block.new_empty(
+                kernel.batch, *block.shape[1:])
+        backend.weigh(block, log_x[:, rows], log_y, reg, weigh.left[:, rows], weigh.right, row_sum[:, rows], col_sum,
+                      entries, out=out, scale=scale)
+        if into is not None and out is not None and not in_place:
+            _pull_back(solved, rows, out, into)
+    row_sum *= weigh.scale[:, None]
+    col_sum *= weigh.scale[:, None]
+    return into
 
 
 def _massless_sums(solved: Solved, log_x: Tensor, log_y: Tensor, weigh: Weigh, side: int) -> Tensor:
@@ -170,7 +226,14 @@ def _massless_sums(solved: Solved, log_x: Tensor, log_y: Tensor, weigh: Weigh, s
     return sums
 
 
-def _pull_back(solved: Solved, rows: slice, gradient: Tensor, into: tuple[Tensor, ...]) -> None:
+def _sums(prepared: Sequence[Tensor], needs: Sequence[bool]) -> list[Tensor | None] | None:
+    """Zeros for the gradients to the cost's tensors that are needed, None for the others; None if none is."""
+    if not any(needs):
+        return None
+    return [torch.zeros_like(tensor) if need else None for tensor, need in zip(prepared, needs, strict=True)]
+
+
+def _pull_back(solved: Solved, rows: slice, gradient: Tensor, into: Sequence[Tensor | None]) -> None:
     """Add the gradients to the prepared tensors that come through these rows of the cost; a shared cost gets sums."""
     kernel = solved.kernel
     kernel.cost.pull_back(kernel.prepared, rows, kernel.dtype, shared_sum(solved, gradient), into)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..outcome import Pair
 from ..problem import Side
-from .solved import COST, Solved, dot, normalising, plan_gradients
+from .solved import COST, LowRank, Solved, dot, normalising, plan_gradients
 from .value import primal_value
 
 if TYPE_CHECKING:
@@ -44,12 +44,11 @@ def log_sum_exp_gradients(solved: Solved, grad: Tensor, log_scaling: Tensor, lse
         Gradients to the inputs; None to the log-scaling, which is a function of them.
     """
     own, other = normalising(lse), log_scaling
-
-    def weigh(span: slice, cost: Tensor, plan: Tensor) -> tuple[Tensor, None]:
-        return plan * (grad[:, None, :] if side else grad[:, span, None]).to(plan.dtype), None
-
-    log_x, log_y = (own, other) if side == 0 else (other, own)
-    return [*plan_gradients(solved, log_x, log_y, weigh, needs[:-1], rows=side == 1, cols=side == 0), None]
+    ones = torch.ones_like(log_scaling)[:, :, None]
+    grad = grad[:, :, None]
+    weigh = LowRank.of(*((grad, ones) if side == 0 else (ones, grad)), solved.kernel.dtype)
+    scalings = (own, other) if side == 0 else (other, own)
+    return [*plan_gradients(solved, *scalings, weigh, needs[:-1], rows=side == 1, cols=side == 0), None]
 
 
 def unrolled_potentials(state: State, inputs: Sequence[Tensor], start: Tensor, n_iter: Tensor,

@@ -15,7 +15,7 @@ from ..divergences import kl
 from ..outcome import Pair
 from ..problem import Problem, Side
 from .products import transport_cost
-from .solved import COST, Solved, dot, plan_gradients
+from .solved import COST, LowRank, Solved, dot, plan_gradients
 
 
 def primal_value(problem: Problem, pair: Pair) -> Tensor:
@@ -68,11 +68,8 @@ def envelope_gradients(solved: Solved, grad: Tensor, needs: Sequence[bool]) -> l
 
 def pulled_back_plan(solved: Solved, weight: Tensor, needs: Sequence[bool]) -> list[Tensor | None]:
     """dV/dC = T, times ``weight`` (B,), to the cost's prepared tensors."""
-    scale = -weight * solved.problem.reg
-
-    def weigh(span: slice, cost: Tensor, plan: Tensor) -> tuple[Tensor, None]:
-        """As the W of a loss whose gradient to the cost is -W / eps."""
-        return plan * scale[:, None, None].to(plan.dtype), None
-
+    left, right = (torch.ones(*points.shape, 1, dtype=solved.kernel.dtype, device=points.device)
+                   for points in (solved.pair.f, solved.pair.g))
+    weigh = LowRank(left, right, -weight * solved.problem.reg)  # W of a loss whose gradient to the cost is -W / eps
     needs = [*[False] * COST, *needs]
     return plan_gradients(solved, solved.pair.log_u, solved.pair.log_v, weigh, needs)[COST:]

@@ -1,0 +1,98 @@
+"""The pass that gradients through the plan are sums of: W = T (L R'), its sums, and W itself where it is wanted."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from instruction_sets import passes_at_lower_levels
+from problems import generator
+from torch import Tensor
+
+from uotlib.backends import BACKENDS
+
+NATIVE = BACKENDS["native"]
+#: Rounding of a sum of up to 400 products, relative to the sum of their sizes.
+RTOL = {torch.float32: 3e-6, torch.float64: 1e-14}
+
+
+def drawn(n: int, m: int, rank: int, dtype: torch.dtype, batch: int = 1, seed: int = 0):
+    """Cost, log-scalings, eps and factors; a twentieth of the pairs forbidden, a tenth of the points without mass."""
+    rng = generator(seed)
+    cost = torch.rand(batch, n, m, generator=rng, dtype=torch.float64)
+    cost = torch.where(torch.rand(batch, n, m, generator=rng) < 0.05, torch.inf, cost).to(dtype)
+    log_u, log_v = (torch.randn(batch, size, generator=rng, dtype=torch.float64) for size in (n, m))
+    log_u[:, ::10], log_v[:, 3::10] = -torch.inf, -torch.inf
+    left, right = (torch.randn(batch, size, rank, generator=rng, dtype=torch.float64).to(dtype) for size in (n, m))
+    return cost, log_u, log_v, 0.05 + torch.rand(batch, generator=rng, dtype=torch.float64), left, right
+
+
+def exact(cost: Tensor, log_u: Tensor, log_v: Tensor, reg: Tensor, left: Tensor,
+          right: Tensor) -> tuple[Tensor, Tensor]:
+    """W, and what it would be without cancellation, in float64."""
+    plan = torch.exp(log_u[:, :, None] + log_v[:, None, :] - cost.double() / reg[:, None, None])
+    left, right = left.double(), right.double()
+    return plan * (left @ right.mT), plan * (left.abs() @ right.abs().mT)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(1, 1, 1), (7, 41, 2), (41, 7, 1), (8, 64, 5), (129, 401, 3), (65, 1100, 67)])
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_sums_and_entries(backend, shape, dtype):
+    n, m, rank = shape
+    cost, log_u, log_v, reg, left, right = drawn(n, m, rank, dtype, batch=2)
+    rows, cols = torch.full((2, n), torch.nan, dtype=torch.float64), torch.ones(2, m, dtype=torch.float64)
+    out, scale = torch.full((2, n, m), torch.nan, dtype=dtype), torch.tensor([-2.0, 0.25], dtype=torch.float64)
+    BACKENDS[backend].weigh(cost, log_u, log_v, reg, left, right, rows, cols, out=out, scale=scale)
+    weight, size = exact(cost, log_u, log_v, reg, left, right)
+    for found, sum_of, bound in ((rows, weight.sum(2), size.sum(2)), (cols - 1, weight.sum(1), size.sum(1)),
+                                 (out / scale[:, None, None], weight, size)):
+        # float32 entries have the rounding of their exponent too
+        assert bool(((found - sum_of).abs() <= RTOL[dtype] * (bound + 1) * 8).all())
+
+
+def test_rows_of_a_larger_tensor_and_shared_costs():
+    """A cost and a result with strides of their own; problems that share a cost."""
+    cost, log_u, log_v, reg, left, right = drawn(30, 45, 2, torch.float32, batch=3)
+    wide = torch.rand(2, 30, 90)
+    wide[:, :, :45] = cost[:2]
+    items = torch.tensor([1, 0, 1])
+    rows, cols = torch.empty(3, 30, dtype=torch.float64), torch.zeros(3, 45, dtype=torch.float64)
+    out = torch.full((3, 50, 45), 7.0)
+    NATIVE.weigh(wide[:, :, :45], log_u, log_v, reg, left, right, rows, cols, items, out=out[:, 5:35])
+    weight, size = exact(cost[items], log_u, log_v, reg, left, right)
+    assert bool(((out[:, 5:35] - weight).abs() <= 1e-5 * (size + 1)).all())
+    assert bool((out[:, :5] == 7).all())
+    assert bool((out[:, 35:] == 7).all())
+    assert bool(((rows - weight.sum(2)).abs() <= 1e-5 * (size.sum(2) + 1)).all())
+
+
+def test_threads_do_not_change_a_digit():
+    given = drawn(300, 310, 3, torch.float32)
+    threads, answers = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 5):
+            torch.set_num_threads(count)
+            rows, cols = torch.empty(1, 300, dtype=torch.float64), torch.zeros(1, 310, dtype=torch.float64)
+            NATIVE.weigh(*given, rows, cols)
+            answers.append(torch.cat([rows, cols], 1))
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(answers[0], answers[1])
+    assert torch.equal(answers[0], answers[2])
+
+
+def test_bad_calls_are_refused():
+    cost, log_u, log_v, reg, left, right = drawn(5, 6, 2, torch.float32)
+    rows, cols = torch.empty(1, 5, dtype=torch.float64), torch.zeros(1, 6, dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"right must be float32 of shape \(1, 6, 2\).*float64"):
+        NATIVE.weigh(cost, log_u, log_v, reg, left, right.double(), rows, cols)
+    with pytest.raises(ValueError, match=r"left must be float32 of shape \(1, 5, 2\).*\(1, 4, 2\)"):
+        NATIVE.weigh(cost, log_u, log_v, reg, left[:, :4], right, rows, cols)
+    with pytest.raises(ValueError, match=r"out must be float32 of shape \(1, 5, 6\)"):
+        NATIVE.weigh(cost, log_u, log_v, reg, left, right, rows, cols, out=torch.empty(1, 6, 5).mT)
+    with pytest.raises(TypeError, match="col_sum is added to in place: it must be float64"):
+        NATIVE.weigh(cost, log_u, log_v, reg, left, right, rows, cols.float())
+
+
+def test_lower_instruction_sets():
+    passes_at_lower_levels(__file__, "sums_and_entries and native")
