@@ -16,7 +16,7 @@ template <class T> T* array(const py::dict& from, const char* name) {
 }
 
 uot::SideArrays side(const py::dict& from) {
-  return {array<const double>(from, "mass"), array<const double>(from, "log_mass"), array<const double>(from, "tau")};
+  return {array<const double>(from, "mass"), array<const double>(from, "tau")};
 }
 
 std::unique_ptr<uot::Solve> make(const py::dict& cost, const py::dict& rows, const py::dict& cols,

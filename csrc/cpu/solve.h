@@ -11,9 +11,9 @@
 
 namespace uot {
 
-// One side of the problems: masses (count, points) with their logarithms, and tau (count), inf for an exact marginal.
+// One side of the problems: masses (count, points), and tau (count), inf for an exact marginal.
 struct SideArrays {
-  const double *mass, *log_mass, *tau;
+  const double *mass, *tau;
 };
 
 // Where the answers go, per problem: (count, n), (count, m) or (count).  See uotlib.solver.Pair and Outcome.
