@@ -162,7 +162,7 @@ def _check_init(init: object, problem: Problem) -> tuple[Tensor, Tensor] | None:
 
 def _warn(problem: Problem, outcome: Outcome, max_iter: int, tol: float | None) -> None:
     """One warning a call; none with tol = 0, which asked for no test (and must not wait for the device)."""
-    if tol == 0 or bool(outcome.converged.all()):
+    if tol == 0 or outcome.all_converged:
         return
     open_items = ~outcome.converged
     worst = float(outcome.violation[open_items].max())  # NaN if any is

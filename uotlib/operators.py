@@ -57,7 +57,7 @@ class GibbsKernel:
     def _whole_matrix(self) -> Tensor | None:
         """The cost as one tensor with unit stride along the columns, unless it is to be streamed."""
         if self.cost.dense:
-            matrix = self.cost.block(self.prepared, slice(None), self.dtype)
+            matrix = self.prepared[0].detach()
             return matrix if matrix.stride(-1) == 1 or self.m == 1 else matrix.contiguous()
         entries = len(self.prepared[0]) * self.n * self.m
         wanted = self.cost.materialize

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
+
+#: Numbers of a stored problem: violation, gap, iterations, whether converged, whether at the rounding floor.
+SCALARS = 5
 
 
 @dataclass
@@ -39,3 +43,86 @@ class Outcome:
     n_iter: Tensor
     converged: Tensor
     at_floor: Tensor
+
+    @cached_property
+    def all_converged(self) -> bool:
+        return bool(self.converged.all())
+
+
+class StoredPair(Pair):
+    """A pair whose vectors lie in one array: f, log_u, row_lse, (3, B, n), and g, log_v, col_lse, (3, B, m).
+
+    Views are made when they are wanted: six of them take longer than a pass over a small cost.
+    """
+
+    def __init__(self, values: Tensor, batch: int, n: int, m: int) -> None:
+        self._values, self._shapes = values, ((3, batch, n), (3, batch, m))
+
+    @cached_property
+    def f(self) -> Tensor:  # type: ignore[override]
+        return self._rows[0]
+
+    @cached_property
+    def log_u(self) -> Tensor:  # type: ignore[override]
+        return self._rows[1]
+
+    @cached_property
+    def row_lse(self) -> Tensor:  # type: ignore[override]
+        return self._rows[2]
+
+    @cached_property
+    def g(self) -> Tensor:  # type: ignore[override]
+        return self._cols[0]
+
+    @cached_property
+    def log_v(self) -> Tensor:  # type: ignore[override]
+        return self._cols[1]
+
+    @cached_property
+    def col_lse(self) -> Tensor:  # type: ignore[override]
+        return self._cols[2]
+
+    @cached_property
+    def _rows(self) -> Tensor:
+        return self._values[: math.prod(self._shapes[0])].view(self._shapes[0])
+
+    @cached_property
+    def _cols(self) -> Tensor:
+        first = math.prod(self._shapes[0])
+        return self._values[first : first + math.prod(self._shapes[1])].view(self._shapes[1])
+
+
+class StoredOutcome(Outcome):
+    """An outcome in one array: that of a `StoredPair`, then `SCALARS` numbers of each problem, (SCALARS, B), float64.
+
+    As uot::Answers of csrc/cpu/solve.h has it.
+    """
+
+    def __init__(self, values: Tensor, batch: int, n: int, m: int, all_converged: bool) -> None:
+        self.pair = StoredPair(values, batch, n, m)
+        self.all_converged = all_converged
+        self._values, self._batch = values, batch
+
+    @cached_property
+    def violation(self) -> Tensor:  # type: ignore[override]
+        return self._scalars[0]
+
+    @cached_property
+    def gap(self) -> Tensor:  # type: ignore[override]
+        return self._scalars[1]
+
+    @cached_property
+    def n_iter(self) -> Tensor:  # type: ignore[override]
+        return self._scalars[2].long()
+
+    @cached_property
+    def converged(self) -> Tensor:  # type: ignore[override]
+        return self._scalars[3].bool()
+
+    @cached_property
+    def at_floor(self) -> Tensor:  # type: ignore[override]
+        return self._scalars[4].bool()
+
+    @cached_property
+    def _scalars(self) -> Tensor:
+        return self._values[len(self._values) - SCALARS * self._batch :].view(SCALARS, self._batch)

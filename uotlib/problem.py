@@ -9,11 +9,11 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from .backends import BACKENDS, native
+from .backends import BACKENDS, native, native_solve
 from .costs import Cost, DenseCost
 from .divergences import KLPenalty
 
-#: Entries from which a dense cost is checked by the native backend.
+#: Entries from which a dense cost is checked by all threads of the native backend.
 NATIVE_ENTRIES = 1 << 17
 #: Totals that must agree (both marginals exact) may differ by this much, relative to the larger.
 TOTALS_RTOL = {torch.float32: 1e-5, torch.float64: 1e-9}
@@ -29,17 +29,27 @@ class Side:
 
     Args:
         mass: (B, n), float64.
-        log_mass: Its logarithm.
-        reference: alpha, (B, n).
-        residual: log a - alpha, (B, n): 0 or log a.
+        by_mass: Whether alpha is log a ("kl").
         penalty: The marginal penalty, tau of shape (B,).
     """
 
     mass: Tensor
-    log_mass: Tensor
-    reference: Tensor
-    residual: Tensor
+    by_mass: bool
     penalty: KLPenalty
+
+    @cached_property
+    def log_mass(self) -> Tensor:
+        return self.mass.log()
+
+    @cached_property
+    def reference(self) -> Tensor:
+        """alpha, (B, n)."""
+        return self.log_mass if self.by_mass else torch.zeros_like(self.mass)
+
+    @cached_property
+    def residual(self) -> Tensor:
+        """log a - alpha, (B, n): 0 or log a."""
+        return torch.zeros_like(self.mass) if self.by_mass else self.log_mass
 
     @cached_property
     def massive(self) -> Tensor:
@@ -62,8 +72,7 @@ class Side:
         return step.masked_fill_(torch.isneginf(self.residual), -torch.inf)
 
     def select(self, items: Tensor) -> Side:
-        return Side(self.mass[items], self.log_mass[items], self.reference[items], self.residual[items],
-                    KLPenalty(self.penalty.tau[items]))
+        return Side(self.mass[items], self.by_mass, KLPenalty(self.penalty.tau[items]))
 
 
 @dataclass(frozen=True)
@@ -146,29 +155,25 @@ def build_problem(cost: object, a: object, b: object, reg: object, reg_m: object
         return torch.full((batch,), float(value), dtype=torch.float64, device=device)  # type: ignore[arg-type]
 
     def mass_over_batch(value: object, points: int) -> Tensor:
-        if isinstance(value, Tensor):
-            return value.double().expand(*batch_shape, points).reshape(batch, points)
-        return torch.full((batch, points), 1.0 / points, dtype=torch.float64, device=device)
+        if not isinstance(value, Tensor):
+            return torch.full((batch, points), 1.0 / points, dtype=torch.float64, device=device)
+        value = value.double()
+        return (value if value.ndim == 1 == batch else value.expand(*batch_shape, points)).reshape(batch, points)
 
-    inputs = (mass_over_batch(a, n), mass_over_batch(b, m), over_batch(reg), over_batch(tau_a), over_batch(tau_b))
-    a64, b64, reg64, tau_a64, tau_b64 = (tensor.detach() for tensor in inputs)
+    tau_over_batch = over_batch(tau_a)
+    inputs = (mass_over_batch(a, n), mass_over_batch(b, m), over_batch(reg), tau_over_batch,
+              tau_over_batch if tau_b is tau_a else over_batch(tau_b))
+    a64, b64, reg64, tau_a64, tau_b64 = (tensor.detach() if tensor.requires_grad else tensor for tensor in inputs)
     problem = Problem(
         cost=cost, cost_items=_cost_items(cost_batch, batch_shape, device),
-        rows=_side(a64, tau_a64, reg_type), cols=_side(b64, tau_b64, reg_type), reg=reg64,
-        smallest_reg=_smallest(reg, reg64), reg_type=reg_type, batch_shape=batch_shape, dtype=dtype, device=device,
-        inputs=inputs, named=tuple(named))
+        rows=Side(a64, reg_type == "kl", KLPenalty(tau_a64)), cols=Side(b64, reg_type == "kl", KLPenalty(tau_b64)),
+        reg=reg64, smallest_reg=_smallest(reg, reg64), reg_type=reg_type, batch_shape=batch_shape, dtype=dtype,
+        device=device, inputs=inputs, named=tuple(named))
     if device.type == "cpu":
         _check_values(problem)
         if all(isinstance(tau, Tensor) or math.isinf(tau) for tau in (tau_a, tau_b)):
             _check_totals(problem)
     return problem
-
-
-def _side(mass: Tensor, tau: Tensor, reg_type: str) -> Side:
-    log_mass = mass.log()
-    zeros = torch.zeros_like(mass)
-    reference, residual = (log_mass, zeros) if reg_type == "kl" else (zeros, log_mass)
-    return Side(mass, log_mass, reference, residual, KLPenalty(tau))
 
 
 def _as_cost(cost: object) -> Cost:
@@ -244,7 +249,7 @@ def _check_values(problem: Problem) -> None:
     for name, mass in (("a", problem.rows.mass), ("b", problem.cols.mass)):
         if name not in given or not mass.numel():
             continue
-        low, high = mass.aminmax()
+        low, high = _extremes(mass)
         if not (low >= 0 and high < math.inf):
             bad = ~(mass >= 0) | torch.isinf(mass)
             raise ValueError(f"{name} must be finite and non-negative, got {mass[bad][0].item():g} "
@@ -261,25 +266,28 @@ def _check_values(problem: Problem) -> None:
 def _check_cost_values(name: str, tensor: Tensor, dense: bool) -> None:
     if not tensor.numel():
         return
-    low, high = _extremes(tensor.detach(), dense)
-    if torch.isnan(low):
+    low, high = _extremes(tensor, only_least=dense)
+    if math.isnan(low):
         raise ValueError(f"{name} must not contain NaN, got {int(torch.isnan(tensor).sum())} of them")
-    if torch.isneginf(low):
+    if low == -math.inf:
         raise ValueError(f"{name} must not contain -inf, got {int(torch.isneginf(tensor).sum())} of them")
-    if not dense and torch.isinf(high):
+    if not dense and high == math.inf:
         raise ValueError(f"{name} must be finite, got {int(torch.isinf(tensor).sum())} infinite entries")
 
 
-def _extremes(tensor: Tensor, only_least: bool) -> tuple[Tensor, Tensor]:
+def _extremes(tensor: Tensor, only_least: bool = False) -> tuple[float, float]:
     """Least and largest entry, NaN if any is.
 
-    Large costs are read by the native backend's threads: torch's would go on spinning beside them for milliseconds.
+    By the native backend where it can: torch takes longer to start than to read a small tensor, and after a large one
+    its threads would go on spinning beside the backend's for milliseconds.
     """
-    if only_least and tensor.numel() >= NATIVE_ENTRIES and tensor.is_contiguous() and tensor.ndim >= 2 \
-            and BACKENDS["native"].why_not(tensor.device, tensor.dtype) is None:
-        least = native.least(tensor.reshape(-1, *tensor.shape[-2:]))
+    if not tensor.is_contiguous() or BACKENDS["native"].why_not(tensor.device, tensor.dtype) is not None:
+        low, high = tensor.detach().aminmax()
+        return float(low), float(high)
+    if only_least and tensor.numel() >= NATIVE_ENTRIES:
+        least = float(native.least(tensor.detach().reshape(-1, *tensor.shape[-2:])))
         return least, least
-    return tensor.aminmax()
+    return native_solve.extremes(tensor)
 
 
 def _check_totals(problem: Problem) -> None:

@@ -39,11 +39,6 @@ class Solution:
         converged: Whether the violation is within ``tol`` (its default where ``tol=0``), (...), bool.
     """
 
-    violation: Tensor
-    gap: Tensor
-    n_iter: Tensor
-    converged: Tensor
-
     def __init__(self, problem: Problem, kernel: GibbsKernel, outcome: Outcome, grad: str,
                  options: SolverOptions, start: tuple[Tensor, Tensor] | None = None) -> None:
         self._problem, self._kernel, self._pair = problem, kernel, outcome.pair
@@ -52,9 +47,23 @@ class Solution:
         self._grad, self._start = grad, start
         self._attached = grad != "none" and torch.is_grad_enabled() and any(
             tensor.requires_grad for _, tensor in problem.named)
-        self.violation, self.gap = self._scalar(outcome.violation), self._scalar(outcome.gap)
-        self.n_iter = outcome.n_iter.reshape(problem.batch_shape)
-        self.converged = outcome.converged.reshape(problem.batch_shape)
+        self._outcome = outcome
+
+    @cached_property
+    def violation(self) -> Tensor:
+        return self._scalar(self._outcome.violation)
+
+    @cached_property
+    def gap(self) -> Tensor:
+        return self._scalar(self._outcome.gap)
+
+    @cached_property
+    def n_iter(self) -> Tensor:
+        return self._outcome.n_iter.reshape(self._problem.batch_shape)
+
+    @cached_property
+    def converged(self) -> Tensor:
+        return self._outcome.converged.reshape(self._problem.batch_shape)
 
     def __repr__(self) -> str:
         batch = f"batch {tuple(self._problem.batch_shape)}, " if self._problem.batch_shape else ""

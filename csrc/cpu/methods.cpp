@@ -122,12 +122,13 @@ void Slot::finish(const PairView& pair, int64_t n_iter, bool at_floor) {
   write(pair.log_v, out.log_v, m_);
   write(col_lse, out.col_lse, m_);
   out.violation[index_] = violation_;
-  out.n_iter[index_] = n_iter;
+  out.n_iter[index_] = double(n_iter);
   out.gap[index_] = std::isnan(violation_) ? violation_
       : side_gap(rows_, log_u_, pair.row_lse, pair.f, rows_length_) +
         side_gap(cols_, pair.log_v, col_lse, g, cols_length_);
-  out.converged[index_] = violation_ <= tolerance(largest(pair.f, g));
-  out.at_floor[index_] = at_floor && !out.converged[index_];
+  const bool converged = violation_ <= tolerance(largest(pair.f, g));
+  out.converged[index_] = converged;
+  out.at_floor[index_] = at_floor && !converged;
   index_ = -1;
 }
 

@@ -69,6 +69,10 @@ void Solve::work(Slot& slot, const Turn& turn) {
   } while (!turn.limited || Clock::now() < turn.end);
 }
 
+bool Solve::converged() const {
+  return std::all_of(task_.out.converged, task_.out.converged + task_.cost.count, [](double one) { return one > 0; });
+}
+
 Status Solve::status() const {
   Status status{0, running_, 0, 0};
   for (const auto& slot : slots_) {
