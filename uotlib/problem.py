@@ -157,8 +157,9 @@ def build_problem(cost: object, a: object, b: object, reg: object, reg_m: object
     def mass_over_batch(value: object, points: int) -> Tensor:
         if not isinstance(value, Tensor):
             return torch.full((batch, points), 1.0 / points, dtype=torch.float64, device=device)
-        value = value.double()
-        return (value if value.ndim == 1 == batch else value.expand(*batch_shape, points)).reshape(batch, points)
+        if not batch_shape:
+            return value.double()[None]
+        return value.double().expand(*batch_shape, points).reshape(batch, points)
 
     tau_over_batch = over_batch(tau_a)
     inputs = (mass_over_batch(a, n), mass_over_batch(b, m), over_batch(reg), tau_over_batch,

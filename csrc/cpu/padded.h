@@ -1,9 +1,8 @@
-// Zeroed, aligned arrays of double, padded for the array functions of vectors.h, and the memory they lie in.
+// Aligned arrays of double, padded for the array functions of vectors.h, and the memory they lie in.
 #pragma once
 
 #include <algorithm>
 #include <cstdlib>
-#include <cstring>
 #include <memory>
 #include <new>
 #include <utility>
@@ -40,14 +39,15 @@ class Arena {
   std::vector<std::unique_ptr<void, decltype(&std::free)>> parts_;
 };
 
-// A place in an arena.
+// A place in an arena: zero in the padding, and undefined before it.
 class Array {
  public:
   Array() = default;
+  // With a line between arrays: a multiple of 4 KiB from one to the next would have their loads wait for each other's
+  // stores.
   Array(Arena& arena, int64_t length) : length_(padded(length)) {
-    const size_t bytes = size_t(length_) * sizeof(double);
-    data_ = static_cast<double*>(arena.take(bytes));
-    if (bytes) std::memset(data_, 0, bytes);
+    data_ = static_cast<double*>(arena.take(size_t(length_) * sizeof(double) + kAlignment));
+    std::fill(data_ + length, data_ + length_, 0.0);
   }
 
   void swap(Array& other) noexcept {

@@ -21,6 +21,15 @@ inline V clamped(V x) {
 
 inline V magnitude(V x) { return x < 0 ? -x : x; }
 
+// As sum_of.  Stored whole: a sum whose halves are taken by address, as there, is kept in memory by GCC while it grows.
+inline double sum_lanes(V value) {
+  double lanes[kLane];
+  store(lanes, value);
+  for (int64_t half = kLane / 2; half > 0; half /= 2)
+    for (int64_t l = 0; l < half; ++l) lanes[l] += lanes[l + half];
+  return lanes[0];
+}
+
 // The marginal that a potential asks for; 0 where the mass is.
 inline V asked(V mass, V potential, double rate) {
   const V value = exp_of(-(clamped(potential) * rate)) * mass;
@@ -65,8 +74,8 @@ template <bool Logs> ColumnsResult columns_after(const Columns& c, int64_t lengt
     weak += alive && !(sum >= c.weak_below && sum <= 1 / kWeak) ? one : zero;
     broken += alive && !finite ? one : zero;
   }
-  return {sum_of<double>(mass), sum_of<double>(deviation), int64_t(sum_of<double>(weak)),
-          int64_t(sum_of<double>(broken))};
+  return {sum_lanes(mass), sum_lanes(deviation), int64_t(sum_lanes(weak)),
+          int64_t(sum_lanes(broken))};
 }
 
 ColumnsResult columns(const Columns& c, int64_t length) {
@@ -94,7 +103,7 @@ void target(const double* mass, const double* potential, double rate, double* ou
 double total(const double* mass, const double* potential, double rate, int64_t length) {
   V sum = {};
   for (int64_t j = 0; j < length; j += kLane) sum += asked(load(mass + j), load(potential + j), rate);
-  return sum_of<double>(sum);
+  return sum_lanes(sum);
 }
 
 double log_total(const double* log_mass, const double* potential, double rate, int64_t length) {
@@ -106,7 +115,7 @@ double log_total(const double* log_mass, const double* potential, double rate, i
   V sum = {};
   for (int64_t j = 0; j < length; j += kLane)
     sum += exp_of(load(log_mass + j) - clamped(load(potential + j)) * rate - peak);
-  return peak + ::log(sum_of<double>(sum));
+  return peak + ::log(sum_lanes(sum));
 }
 
 Marginal marginal(const double* log_scaling, const double* lse, const double* wanted, int64_t length) {
@@ -116,7 +125,7 @@ Marginal marginal(const double* log_scaling, const double* lse, const double* wa
     mass += value;
     deviation += magnitude(value - load(wanted + j));
   }
-  return {sum_of<double>(mass), sum_of<double>(deviation)};
+  return {sum_lanes(mass), sum_lanes(deviation)};
 }
 
 // x log y, 0 for x = 0
@@ -141,7 +150,7 @@ double gap(const GapSide& side, int64_t length) {
     const V wanted = asked(load(side.mass + j), load(side.potential + j), side.rate);
     sum += side.exact ? magnitude(marginal - wanted) : kl_terms(marginal, wanted);
   }
-  return sum_of<double>(sum);
+  return sum_lanes(sum);
 }
 
 double max_abs(const double* x, int64_t length) {
@@ -153,45 +162,51 @@ double max_abs(const double* x, int64_t length) {
   return max_of<double>(top);
 }
 
-// Weighted products of R vectors with C others over one span: as many chains of additions overlap.
-template <int R, int C>
-inline void products(const double* x, const double* const* y, int64_t length, double* out, int64_t stride) {
-  V sum[R][C] = {};
+// Products of two vectors, one span after the other, with four others over a span: eight chains of additions overlap.
+// Each has a name: GCC would keep an array of them in memory.
+inline void products(const double* x, const double* const* y, int64_t length, double (&out)[8]) {
+  V a0 = {}, a1 = {}, a2 = {}, a3 = {}, b0 = {}, b1 = {}, b2 = {}, b3 = {};
   for (int64_t j = 0; j < length; j += kLane) {
-    V left[R];
-    for (int r = 0; r < R; ++r) left[r] = load(x + r * kSpan + j);
-    for (int c = 0; c < C; ++c) {
-      const V right = load(y[c] + j);
-      for (int r = 0; r < R; ++r) sum[r][c] += left[r] * right;
-    }
+    const V a = load(x + j), b = load(x + kSpan + j);
+    const V y0 = load(y[0] + j), y1 = load(y[1] + j), y2 = load(y[2] + j), y3 = load(y[3] + j);
+    a0 += a * y0;
+    b0 += b * y0;
+    a1 += a * y1;
+    b1 += b * y1;
+    a2 += a * y2;
+    b2 += b * y2;
+    a3 += a * y3;
+    b3 += b * y3;
   }
-  for (int r = 0; r < R; ++r)
-    for (int c = 0; c < C; ++c) out[r * stride + c] += sum_of<double>(sum[r][c]);
+  const double sums[8] = {sum_lanes(a0), sum_lanes(a1), sum_lanes(a2), sum_lanes(a3),
+                          sum_lanes(b0), sum_lanes(b1), sum_lanes(b2), sum_lanes(b3)};
+  for (int k = 0; k < 8; ++k) out[k] = sums[k];
 }
 
-// Two rows of the upper triangle at a time; with the diagonal's block comes the entry below it, which nobody reads.
+// Two rows of the upper triangle at a time, four columns at a time: where fewer are left, the last one again.
 void gram(const double* const* x, int64_t count, const double* weight, int64_t length, double* out) {
   alignas(kAlignment) double weighted[2 * kSpan];
-  const double* here[kMaxHistory];
   for (int64_t k = 0; k < count * count; ++k) out[k] = 0;
   for (int64_t begin = 0; begin < length; begin += kSpan) {
     const int64_t some = length - begin < kSpan ? length - begin : kSpan;
-    for (int64_t k = 0; k < count; ++k) here[k] = x[k] + begin;
     for (int64_t k = 0; k < count; k += 2) {
-      const bool two = k + 1 < count;
+      const int64_t next = k + 1 < count ? k + 1 : k;
+      const double *first = x[k] + begin, *second = x[next] + begin;
       for (int64_t j = 0; j < some; j += kLane) {
         const V scale = load(weight + begin + j);
-        store(weighted + j, load(here[k] + j) * scale);
-        if (two) store(weighted + kSpan + j, load(here[k + 1] + j) * scale);
+        store(weighted + j, load(first + j) * scale);
+        store(weighted + kSpan + j, load(second + j) * scale);
       }
-      double* row = out + k * count;
-      int64_t l = k;
-      if (two)
-        for (; l + 4 <= count; l += 4) products<2, 4>(weighted, here + l, some, row + l, count);
-      if (count - l == 3) products<2, 3>(weighted, here + l, some, row + l, count);
-      else if (count - l == 2) products<2, 2>(weighted, here + l, some, row + l, count);
-      else if (count - l == 1 && two) products<2, 1>(weighted, here + l, some, row + l, count);
-      else if (count - l == 1) products<1, 1>(weighted, here + l, some, row + l, count);
+      for (int64_t l = k; l < count; l += 4) {
+        const double* y[4];
+        for (int64_t c = 0; c < 4; ++c) y[c] = x[l + c < count ? l + c : count - 1] + begin;
+        double sums[8];
+        products(weighted, y, some, sums);
+        for (int64_t c = 0; c < 4 && l + c < count; ++c) {
+          out[k * count + l + c] += sums[c];
+          if (next > k) out[next * count + l + c] += sums[4 + c];
+        }
+      }
     }
   }
 }
