@@ -45,9 +45,15 @@ class GibbsKernel:
         self.backend, self.block_bytes, self.cost_items = backend, block_bytes, problem.cost_items
         self.batch, self.dtype = problem.batch, problem.dtype
         _, self.n, self.m = self.cost.shape
-        with torch.no_grad():
-            self.prepared = self.cost.prepare(problem.dtype, problem.smallest_reg)
-            self.matrix = self._whole_matrix()
+        if self.cost.dense and not self.cost.tensors[0][1].requires_grad:
+            self._prepare(problem)
+        else:  # entering no_grad takes as long as three operations on a small cost
+            with torch.no_grad():
+                self._prepare(problem)
+
+    def _prepare(self, problem: Problem) -> None:
+        self.prepared = self.cost.prepare(problem.dtype, problem.smallest_reg)
+        self.matrix = self._whole_matrix()
 
     @property
     def panel_limit(self) -> int | None:
@@ -57,7 +63,8 @@ class GibbsKernel:
     def _whole_matrix(self) -> Tensor | None:
         """The cost as one tensor with unit stride along the columns, unless it is to be streamed."""
         if self.cost.dense:
-            matrix = self.prepared[0].detach()
+            matrix = self.prepared[0]
+            matrix = matrix.detach() if matrix.requires_grad else matrix
             return matrix if matrix.stride(-1) == 1 or self.m == 1 else matrix.contiguous()
         entries = len(self.prepared[0]) * self.n * self.m
         wanted = self.cost.materialize

@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from .backends import BACKENDS, native, native_solve
+from .backends import native, native_solve
 from .costs import Cost, DenseCost
 from .divergences import KLPenalty
 
@@ -122,31 +122,35 @@ def build_problem(cost: object, a: object, b: object, reg: object, reg_m: object
     cost_batch, n, m = cost.shape
     if n == 0 or m == 0:
         raise ValueError(f"cost must have at least one row and one column, got {n} x {m}")
-    named = list(cost.tensors)
-    device = named[0][1].device
-    if device.type == "meta":
-        raise ValueError(f"{named[0][0]} is on the meta device, which holds no values")
-    dtypes = [tensor.dtype for _, tensor in named] + [mass.dtype for mass in (a, b) if isinstance(mass, Tensor)]
-    dtype = torch.float64 if torch.float64 in dtypes else torch.float32
+    leading, first = cost.tensors[0]
+    if first.is_meta:
+        raise ValueError(f"{leading} is on the meta device, which holds no values")
+    device = first.device
 
     pair = tuple(reg_m) if isinstance(reg_m, tuple | list) else (reg_m, reg_m)
     if len(pair) != 2:
         raise ValueError(f"reg_m must be a number, a tensor over the batch, or a pair of these, got {len(pair)} values")
     tau_a, tau_b = pair
-    scalars = {"reg": reg, "reg_m[0]" if tau_a is not tau_b else "reg_m": tau_a, "reg_m[1]": tau_b}
-    masses = {"a": (a, n), "b": (b, m)}
-    named += [(name, value) for name, value in scalars.items() if isinstance(value, Tensor)]
-    named += [(name, value) for name, (value, _) in masses.items() if isinstance(value, Tensor)]
-    for name, (value, points) in masses.items():
-        _check_mass(name, value, points, device)
+    shared = tau_b is tau_a
+    scalars = {"reg": reg, "reg_m": tau_a} if shared else {"reg": reg, "reg_m[0]": tau_a, "reg_m[1]": tau_b}
+    masses = {"a": a, "b": b}
+    for name, value, points in (("a", a, n), ("b", b, m)):
+        if value is not None:
+            _check_mass(name, value, points, device)
     for name, value in scalars.items():
-        _check_scalar(name, value, device, allow_inf=name != "reg")
+        if not isinstance(value, Tensor):
+            _check_number(name, value, allow_inf=name != "reg")
+    given = [(name, value) for name, value in masses.items() if isinstance(value, Tensor)]
+    valued = (*cost.tensors, *given)
+    given += [(name, value) for name, value in scalars.items() if isinstance(value, Tensor)]
+    named = (*cost.tensors, *given)
     for name, tensor in named:
         _check_float(name, tensor)
-        if tensor.device != device and tensor.ndim:
-            raise ValueError(f"{name} is on {tensor.device} but {named[0][0]} is on {device}")
+        if tensor.ndim and tensor.device != device:
+            raise ValueError(f"{name} is on {tensor.device} but {leading} is on {device}")
+    dtype = torch.float64 if any(tensor.dtype == torch.float64 for _, tensor in valued) else torch.float32
 
-    batch_shape = _broadcast_batch(cost_batch, masses, scalars)
+    batch_shape = _broadcast_batch(cost_batch, given)
     batch = math.prod(batch_shape)
 
     def over_batch(value: object) -> Tensor:
@@ -163,16 +167,16 @@ def build_problem(cost: object, a: object, b: object, reg: object, reg_m: object
 
     tau_over_batch = over_batch(tau_a)
     inputs = (mass_over_batch(a, n), mass_over_batch(b, m), over_batch(reg), tau_over_batch,
-              tau_over_batch if tau_b is tau_a else over_batch(tau_b))
-    a64, b64, reg64, tau_a64, tau_b64 = (tensor.detach() if tensor.requires_grad else tensor for tensor in inputs)
+              tau_over_batch if shared else over_batch(tau_b))
+    a64, b64, reg64, tau_a64, tau_b64 = [tensor.detach() if tensor.requires_grad else tensor for tensor in inputs]
     problem = Problem(
         cost=cost, cost_items=_cost_items(cost_batch, batch_shape, device),
         rows=Side(a64, reg_type == "kl", KLPenalty(tau_a64)), cols=Side(b64, reg_type == "kl", KLPenalty(tau_b64)),
         reg=reg64, smallest_reg=_smallest(reg, reg64), reg_type=reg_type, batch_shape=batch_shape, dtype=dtype,
-        device=device, inputs=inputs, named=tuple(named))
-    if device.type == "cpu":
-        _check_values(problem)
-        if all(isinstance(tau, Tensor) or math.isinf(tau) for tau in (tau_a, tau_b)):
+        device=device, inputs=inputs, named=named)
+    if first.is_cpu:
+        _check_values(problem, given)
+        if all(isinstance(tau, Tensor) or math.isinf(tau) for tau in pair):
             _check_totals(problem)
     return problem
 
@@ -195,8 +199,6 @@ def _check_float(name: str, tensor: Tensor) -> None:
 
 
 def _check_mass(name: str, mass: object, points: int, device: torch.device) -> None:
-    if mass is None:
-        return
     if not isinstance(mass, Tensor):
         raise TypeError(f"{name} must be None or a torch.Tensor, got {type(mass).__name__}")
     if mass.ndim == 0 or mass.shape[-1] != points:
@@ -205,9 +207,7 @@ def _check_mass(name: str, mass: object, points: int, device: torch.device) -> N
         raise ValueError(f"{name} is on {mass.device} but the cost is on {device}")
 
 
-def _check_scalar(name: str, value: object, device: torch.device, allow_inf: bool) -> None:
-    if isinstance(value, Tensor):
-        return
+def _check_number(name: str, value: object, allow_inf: bool) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         hint = " or a pair of these" if name.startswith("reg_m") else ""
         raise TypeError(f"{name} must be a number or a tensor over the batch{hint}, got {type(value).__name__}")
@@ -215,10 +215,11 @@ def _check_scalar(name: str, value: object, device: torch.device, allow_inf: boo
         raise ValueError(f"{name} must be positive{'' if allow_inf else ' and finite'}, got {value}")
 
 
-def _broadcast_batch(cost_batch: torch.Size, masses: dict, scalars: dict) -> torch.Size:
+def _broadcast_batch(cost_batch: torch.Size, given: list[tuple[str, Tensor]]) -> torch.Size:
+    """The batch shape of all; masses have their points behind it."""
     shapes = {"cost": cost_batch}
-    shapes |= {name: value.shape[:-1] for name, (value, _) in masses.items() if isinstance(value, Tensor)}
-    shapes |= {name: value.shape for name, value in scalars.items() if isinstance(value, Tensor)}
+    for name, value in given:
+        shapes[name] = value.shape[:-1] if name in ("a", "b") else value.shape
     batched = {shape for shape in shapes.values() if shape}
     if len(batched) <= 1:
         return batched.pop() if batched else torch.Size()
@@ -242,26 +243,26 @@ def _smallest(reg: object, reg64: Tensor) -> float:
     return float(reg64.min()) if reg64.numel() and reg64.device.type == "cpu" else 1e-6
 
 
-def _check_values(problem: Problem) -> None:
+def _check_values(problem: Problem, given: list[tuple[str, Tensor]]) -> None:
     """What only the values tell.  One reduction a tensor: these checks are a good part of a small problem's time."""
     for name, tensor in problem.cost.tensors:
         _check_cost_values(name, tensor, dense=problem.cost.dense)
-    given = {name for name, _ in problem.named}
-    for name, mass in (("a", problem.rows.mass), ("b", problem.cols.mass)):
-        if name not in given or not mass.numel():
+    flat = {"a": problem.rows.mass, "b": problem.cols.mass, "reg": problem.reg, "reg_m": problem.rows.penalty.tau,
+            "reg_m[0]": problem.rows.penalty.tau, "reg_m[1]": problem.cols.penalty.tau}
+    for name, _ in given:
+        values = flat[name]
+        if not values.numel():
             continue
-        low, high = _extremes(mass)
-        if not (low >= 0 and high < math.inf):
-            bad = ~(mass >= 0) | torch.isinf(mass)
-            raise ValueError(f"{name} must be finite and non-negative, got {mass[bad][0].item():g} "
-                             f"({int(bad.sum())} such entries)")
-    for name, value in (("reg", problem.reg), ("reg_m", problem.rows.penalty.tau), ("reg_m", problem.cols.penalty.tau)):
-        if given.isdisjoint((name, f"{name}[0]", f"{name}[1]")):
-            continue
-        bad = ~(value > 0) | (torch.isinf(value) if name == "reg" else torch.zeros_like(value, dtype=torch.bool))
-        if bad.any():
-            raise ValueError(f"{name} must be positive{' and finite' if name == 'reg' else ''}, "
-                             f"got {value[bad][0].item():g}")
+        low, high = _extremes(values)
+        if name in ("a", "b"):
+            if not (low >= 0 and high < math.inf):
+                bad = ~(values >= 0) | torch.isinf(values)
+                raise ValueError(f"{name} must be finite and non-negative, got {values[bad][0].item():g} "
+                                 f"({int(bad.sum())} such entries)")
+        elif not (low > 0 and (high < math.inf or name != "reg")):
+            bad = ~(values > 0) | (torch.isinf(values) & (name == "reg"))
+            raise ValueError(f"{name.partition('[')[0]} must be positive{' and finite' if name == 'reg' else ''}, "
+                             f"got {values[bad][0].item():g}")
 
 
 def _check_cost_values(name: str, tensor: Tensor, dense: bool) -> None:
@@ -282,7 +283,7 @@ def _extremes(tensor: Tensor, only_least: bool = False) -> tuple[float, float]:
     By the native backend where it can: torch takes longer to start than to read a small tensor, and after a large one
     its threads would go on spinning beside the backend's for milliseconds.
     """
-    if not tensor.is_contiguous() or BACKENDS["native"].why_not(tensor.device, tensor.dtype) is not None:
+    if not native_solve.can_read(tensor):
         low, high = tensor.detach().aminmax()
         return float(low), float(high)
     if only_least and tensor.numel() >= NATIVE_ENTRIES:

@@ -30,23 +30,18 @@ def solve(problem: Problem, cost: Tensor, method: str, max_iter: int, tol: float
     if extension is None:
         raise ImportError(missing)
     batch, (_, n, m) = problem.batch, cost.shape
-    items = problem.cost_items
-    keep = [items, cost]  # what the solve reads by address must live as long as it runs
-
-    def address(values: Tensor | None) -> int:
-        if values is None:
-            return 0
-        keep.append(values := values.contiguous())
-        return values.data_ptr()
-
+    rows, cols = problem.rows, problem.cols
     answers = torch.empty(batch * (3 * n + 3 * m + SCALARS), dtype=torch.float64)
+    # What the solve reads by address must live as long as it runs.
+    keep = [rows.mass, rows.penalty.tau, cols.mass, cols.penalty.tau, problem.reg, problem.cost_items,
+            None if init is None else init[1]]
+    keep = [None if values is None else values.contiguous() for values in keep]
+    mass_a, tau_a, mass_b, tau_b, reg, items, start = [0 if values is None else values.data_ptr() for values in keep]
     watched = options.progress is not False and tol != 0
-    rows, cols = ((address(side.mass), address(side.penalty.tau)) for side in (problem.rows, problem.cols))
     run = extension.Solve(
-        (cost.data_ptr(), cost.dtype == torch.float64, cost.stride(0), cost.stride(1), address(items), batch, n, m),
-        rows, cols, address(problem.reg), address(None if init is None else init[1]), answers.data_ptr(),
-        problem.reg_type == "entropy", method == "sinkhorn", max_iter, tol or 0.0, tol != 0, watched, vars(options),
-        torch.get_num_threads())
+        (cost.data_ptr(), cost.dtype == torch.float64, cost.stride(0), cost.stride(1), items, batch, n, m),
+        (mass_a, tau_a), (mass_b, tau_b), reg, start, answers.data_ptr(), problem.reg_type == "entropy",
+        method == "sinkhorn", max_iter, tol or 0.0, tol != 0, watched, vars(options), torch.get_num_threads())
     finished = False
     while not finished:
         finished = run.advance(math.inf if watched else TURN)
@@ -55,8 +50,14 @@ def solve(problem: Problem, cost: Tensor, method: str, max_iter: int, tol: float
     return StoredOutcome(answers, batch, n, m, run.converged())
 
 
+def can_read(values: Tensor) -> bool:
+    """Whether `extremes` can."""
+    return (extension is not None and values.is_cpu and values.dtype in (torch.float32, torch.float64)
+            and values.is_contiguous())
+
+
 def extremes(values: Tensor) -> tuple[float, float]:
-    """Least and largest entry of a contiguous tensor that the backend can read, NaN where one is."""
+    """Least and largest entry, NaN where one is."""
     if extension is None:
         raise ImportError(missing)
     return extension.extremes(values.data_ptr(), values.dtype == torch.float64, values.numel())
