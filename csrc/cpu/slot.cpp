@@ -8,7 +8,7 @@ namespace uot {
 namespace {
 
 constexpr int64_t kSampledRows = 32;   // rows of the cost that its spread is taken from
-constexpr int64_t kSkipEntries = 1 << 14;  // costs smaller than this are swept faster than their blocks are looked up
+constexpr int64_t kSkipEntries = 1 << 17;  // costs smaller than this are swept as fast as their blocks are looked up
 constexpr double kSkipBelow = 1.0 / 32;    // eps over the spread of the cost from which blocks may be negligible
 
 // Bytes that a slot's vectors take, and more or less what a sweep needs beside them.
