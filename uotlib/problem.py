@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from .backends import native, native_solve
+from .backends import BACKENDS, native, native_solve
 from .costs import Cost, DenseCost
 from .divergences import KLPenalty
 
@@ -182,13 +182,13 @@ def build_problem(cost: object, a: object, b: object, reg: object, reg_m: object
 
 
 def _as_cost(cost: object) -> Cost:
-    if isinstance(cost, Cost):
-        return cost
-    if not isinstance(cost, Tensor):
+    if isinstance(cost, Tensor):
+        if cost.ndim < 2:
+            raise ValueError(f"cost must have shape (..., n, m), got {tuple(cost.shape)}")
+        return DenseCost(cost)
+    if not isinstance(cost, Cost):
         raise TypeError(f"cost must be a torch.Tensor or a cost object such as CosineCost, got {type(cost).__name__}")
-    if cost.ndim < 2:
-        raise ValueError(f"cost must have shape (..., n, m), got {tuple(cost.shape)}")
-    return DenseCost(cost)
+    return cost
 
 
 def _check_float(name: str, tensor: Tensor) -> None:
@@ -283,13 +283,15 @@ def _extremes(tensor: Tensor, only_least: bool = False) -> tuple[float, float]:
     By the native backend where it can: torch takes longer to start than to read a small tensor, and after a large one
     its threads would go on spinning beside the backend's for milliseconds.
     """
-    if not native_solve.can_read(tensor):
-        low, high = tensor.detach().aminmax()
-        return float(low), float(high)
-    if only_least and tensor.numel() >= NATIVE_ENTRIES:
+    if only_least and tensor.numel() >= NATIVE_ENTRIES and tensor.is_contiguous() \
+            and BACKENDS["native"].why_not(tensor.device, tensor.dtype) is None:
         least = float(native.least(tensor.detach().reshape(-1, *tensor.shape[-2:])))
         return least, least
-    return native_solve.extremes(tensor)
+    found = native_solve.extremes(tensor)
+    if found is None:
+        low, high = tensor.detach().aminmax()
+        found = float(low), float(high)
+    return found
 
 
 def _check_totals(problem: Problem) -> None:

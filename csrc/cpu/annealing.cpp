@@ -24,9 +24,10 @@ bool Annealing::level_done(double violation, int64_t passes, bool* solved) {
   ++level_pass_;
   const double tolerance = options_.accuracy * std::sqrt(eps_ / spread_);  // inf for a cost without spread
   *solved = violation <= std::min(tolerance, options_.violation);
+  if (at_target()) return false;
   const double limit = deadline(passes), lower = std::max(reg_, eps_ * options_.factor);
   next_eps_ = std::min(lower, limit);
-  return !at_target() && (*solved || level_pass_ >= options_.passes || limit <= lower);
+  return *solved || level_pass_ >= options_.passes || limit <= lower;
 }
 
 void Annealing::descend(bool solved, const double* potential, double* out) {

@@ -122,7 +122,8 @@ void Slot::hint() {
 
 // Blocks of the cost are skipped once eps is small beside it; the table that tells them is made when it is first wanted.
 void Slot::expect_skipping() {
-  const bool skipping = n_ * m_ >= kSkipEntries && job_.row_hint && eps_ < kSkipBelow * spread_ && passes_ >= next_look_;
+  const bool skipping =
+      n_ * m_ >= kSkipEntries && job_.row_hint && eps_ < kSkipBelow * spread_ && passes_ >= next_look_;
   job_.block_min = skipping ? table_.get() : nullptr;
   job_.missed = skipping ? missed_.get() : nullptr;
   if (!skipping) return;

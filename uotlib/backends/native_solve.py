@@ -50,16 +50,11 @@ def solve(problem: Problem, cost: Tensor, method: str, max_iter: int, tol: float
     return StoredOutcome(answers, batch, n, m, run.converged())
 
 
-def can_read(values: Tensor) -> bool:
-    """Whether `extremes` can."""
-    return (extension is not None and values.is_cpu and values.dtype in (torch.float32, torch.float64)
-            and values.is_contiguous())
-
-
-def extremes(values: Tensor) -> tuple[float, float]:
-    """Least and largest entry, NaN where one is."""
-    if extension is None:
-        raise ImportError(missing)
+def extremes(values: Tensor) -> tuple[float, float] | None:
+    """Least and largest entry, NaN where one is; None for what the extension cannot read as it lies."""
+    if (extension is None or not values.is_cpu or values.dtype not in (torch.float32, torch.float64)
+            or not values.is_contiguous()):
+        return None
     return extension.extremes(values.data_ptr(), values.dtype == torch.float64, values.numel())
 
 
