@@ -2,7 +2,10 @@
 #include "solve_bindings.h"
 
 #include <memory>
+#include <tuple>
+#include <utility>
 
+#include "cpu/operations.h"
 #include "cpu/solve.h"
 
 namespace py = pybind11;
@@ -10,55 +13,61 @@ namespace py = pybind11;
 namespace {
 
 using Address = std::uintptr_t;
+// The cost: address, whether it is float64, strides of its batch and of a row, items, problems, rows and columns.
+using CostArguments = std::tuple<Address, bool, std::int64_t, std::int64_t, Address, std::int64_t, std::int64_t,
+                                 std::int64_t>;
+using SideArguments = std::tuple<Address, Address>;  // masses and tau
 
-template <class T> T* array(const py::dict& from, const char* name) {
-  return reinterpret_cast<T*>(from[name].cast<Address>());
+template <class T> T* array(Address at) { return reinterpret_cast<T*>(at); }
+
+uot::SideArrays side(const SideArguments& from) {
+  return {array<const double>(std::get<0>(from)), array<const double>(std::get<1>(from))};
 }
 
-uot::SideArrays side(const py::dict& from) {
-  return {array<const double>(from, "mass"), array<const double>(from, "log_mass"), array<const double>(from, "tau")};
+// All answers lie in one array, in the order in which uot::Answers has them.
+uot::Answers answers(double* next, const uot::Job& cost) {
+  const auto take = [&](std::int64_t entries) { return std::exchange(next, next + cost.count * entries); };
+  uot::Answers out{};
+  for (double** rows : {&out.f, &out.log_u, &out.row_lse}) *rows = take(cost.n);
+  for (double** cols : {&out.g, &out.log_v, &out.col_lse}) *cols = take(cost.m);
+  for (double** one : {&out.violation, &out.gap, &out.n_iter, &out.converged, &out.at_floor}) *one = take(1);
+  return out;
 }
 
-std::unique_ptr<uot::Solve> make(const py::dict& cost, const py::dict& rows, const py::dict& cols,
-                                 const py::dict& problem, const py::dict& settings, const py::dict& out, int threads) {
-  const auto integer = [](const py::dict& from, const char* name) { return from[name].cast<std::int64_t>(); };
-  const auto number = [](const py::dict& from, const char* name) { return from[name].cast<double>(); };
-  const auto flag = [](const py::dict& from, const char* name) { return from[name].cast<bool>(); };
+std::unique_ptr<uot::Solve> make(const CostArguments& cost, const SideArguments& rows, const SideArguments& cols,
+                                 Address reg, Address start, Address out, bool entropy, bool textbook,
+                                 std::int64_t max_iter, double tol, bool synchronous, bool lockstep,
+                                 const py::dict& options, int threads) {
+  const auto integer = [&](const char* name) { return options[name].cast<std::int64_t>(); };
+  const auto number = [&](const char* name) { return options[name].cast<double>(); };
 
   uot::Task task{};
-  task.cost.cost = array<const void>(cost, "data");
-  task.cost.batch_stride = integer(cost, "batch_stride");
-  task.cost.row_stride = integer(cost, "row_stride");
-  task.cost.items = array<const std::int64_t>(cost, "items");
-  task.cost.count = integer(cost, "count");
-  task.cost.n = integer(cost, "n");
-  task.cost.m = integer(cost, "m");
-  task.is_double = flag(cost, "is_double");
-  task.entropy = flag(problem, "entropy");
+  Address data, items;
+  std::tie(data, task.is_double, task.cost.batch_stride, task.cost.row_stride, items, task.cost.count, task.cost.n,
+           task.cost.m) = cost;
+  task.cost.cost = array<const void>(data);
+  task.cost.items = array<const std::int64_t>(items);
+  task.entropy = entropy;
   task.rows = side(rows);
   task.cols = side(cols);
-  task.reg = array<const double>(problem, "reg");
-  task.start = array<const double>(problem, "start");
-  task.out = {array<double>(out, "f"), array<double>(out, "g"), array<double>(out, "log_u"), array<double>(out, "log_v"),
-              array<double>(out, "row_lse"), array<double>(out, "col_lse"), array<double>(out, "violation"),
-              array<double>(out, "gap"), array<std::int64_t>(out, "n_iter"), array<bool>(out, "converged"),
-              array<bool>(out, "at_floor")};
+  task.reg = array<const double>(reg);
+  task.start = array<const double>(start);
+  task.out = answers(array<double>(out), task.cost);
 
   uot::Settings set{};
-  set.textbook = flag(settings, "textbook");
-  set.synchronous = flag(settings, "synchronous");
-  set.lockstep = flag(settings, "lockstep");
-  set.max_iter = integer(settings, "max_iter");
-  set.tol = number(settings, "tol");
-  set.annealing = {number(settings, "anneal_start"), number(settings, "anneal_factor"),
-                   number(settings, "anneal_violation"), number(settings, "anneal_accuracy"),
-                   integer(settings, "anneal_order"), integer(settings, "anneal_passes")};
-  set.anderson_depth = integer(settings, "anderson_depth");
-  set.anderson_start = integer(settings, "anderson_start");
-  set.safeguard = number(settings, "safeguard");
-  set.backtrack = number(settings, "backtrack");
-  set.trust_region = number(settings, "trust_region");
-  set.check_every = integer(settings, "check_every");
+  set.textbook = textbook;
+  set.synchronous = synchronous;
+  set.lockstep = lockstep;
+  set.max_iter = max_iter;
+  set.tol = tol;
+  set.annealing = {number("anneal_start"), number("anneal_factor"), number("anneal_violation"),
+                   number("anneal_accuracy"), integer("anneal_order"), integer("anneal_passes")};
+  set.anderson_depth = integer("anderson_depth");
+  set.anderson_start = integer("anderson_start");
+  set.safeguard = number("safeguard");
+  set.backtrack = number("backtrack");
+  set.trust_region = number("trust_region");
+  set.check_every = integer("check_every");
   return std::make_unique<uot::Solve>(task, set, threads);
 }
 
@@ -66,10 +75,18 @@ std::unique_ptr<uot::Solve> make(const py::dict& cost, const py::dict& rows, con
 
 void bind_solve(py::module_& module) {
   module.attr("MAX_HISTORY") = uot::kMaxHistory;
+  module.def(
+      "extremes",
+      [](Address values, bool is_double, std::int64_t count) {
+        const uot::Extremes found = uot::vectors().extremes(array<const void>(values), is_double, count, false);
+        return py::make_tuple(found.low, found.high);
+      },
+      "Least and largest of float32 or float64 numbers, NaN where one is.");
   py::class_<uot::Solve>(module, "Solve")
       .def(py::init(&make))
       .def("advance", &uot::Solve::advance, py::call_guard<py::gil_scoped_release>(),
            "Goes on for about so many seconds, in lockstep no further than to the next check; True when all are solved.")
+      .def("converged", &uot::Solve::converged, "Whether every problem is, when all are solved.")
       .def("status", [](const uot::Solve& solve) {
         const uot::Status status = solve.status();
         return py::make_tuple(status.passes, status.eps, status.violation, status.running);

@@ -14,13 +14,11 @@ from .costs import Cost
 from .exceptions import ConvergenceWarning
 from .options import SolverOptions
 from .outcome import Outcome
-from .primitives import State
 from .problem import Problem, build_problem
 from .settings import Run, Settings
 from .solution import Solution
 from .solve_operator import kernel_of, solve_as_operator, whole_matrix
 from .solver import solve
-from .tracing import values_hidden
 
 Scalar = float | Tensor
 
@@ -108,22 +106,17 @@ def unbalanced_sinkhorn(cost: Tensor | Cost, a: Tensor | None = None, b: Tensor 
     start = _check_init(init, problem)
     how = Settings(problem.cost.key, reg_type, problem.dtype, chosen.name, options.block_bytes, options.adjoint_tol,
                    options.adjoint_max_iter)
-    settings = how.encode()
     prepared = problem.cost.prepare(problem.dtype, problem.smallest_reg)
-    constant = tuple(tensor.detach() for tensor in prepared)
-    matrix = whole_matrix(problem.cost, constant, problem.dtype, settings)
-    if values_hidden(*(tensor for _, tensor in problem.named)):
+    constant = tuple([tensor.detach() if tensor.requires_grad or problem.hidden else tensor for tensor in prepared])
+    matrix = None if problem.cost.dense else whole_matrix(problem.cost, constant, how)
+    if problem.hidden:
         if options.progress is not False:
             raise ValueError("SolverOptions.progress must be False under torch.compile and torch.func")
-        run = Run(method, max_iter, tol, options)
-        outcome = solve_as_operator(problem, constant, matrix, start, settings, run.encode())
+        outcome = solve_as_operator(problem, constant, matrix, start, how, Run(method, max_iter, tol, options))
     else:
         outcome = solve(problem, kernel_of(problem, constant, matrix, how), method, max_iter, tol, start, options)
         _warn(problem, outcome, max_iter, tol)
-    pair = outcome.pair
-    state = State([pair.log_u, pair.log_v, pair.row_lse, pair.col_lse], None if problem.cost.dense else matrix,
-                  problem.cost_items, settings)
-    return Solution(problem, prepared, state, outcome, grad, max_iter if tol == 0 else None, start)
+    return Solution(problem, prepared, matrix, how, outcome, grad, max_iter if tol == 0 else None, start)
 
 
 def _check_settings(method: object, max_iter: object, tol: object, grad: object, backend: object,
@@ -172,7 +165,7 @@ def _check_init(init: object, problem: Problem) -> tuple[Tensor, Tensor] | None:
         except RuntimeError as error:
             raise ValueError(f"{name}: batch dimensions {tuple(part.shape[:-1])} do not broadcast to "
                              f"{tuple(problem.batch_shape)}") from error
-        if problem.device.type == "cpu" and not values_hidden(part) and bool(torch.isnan(flat).any()):
+        if problem.device.type == "cpu" and not problem.hidden and bool(torch.isnan(flat).any()):
             raise ValueError(f"{name} must not contain NaN, got {int(torch.isnan(flat).sum())} of them")
         usable = torch.isfinite(flat) & (side.mass > 0)
         start.append(torch.where(usable, flat, 0.0))
@@ -181,7 +174,7 @@ def _check_init(init: object, problem: Problem) -> tuple[Tensor, Tensor] | None:
 
 def _warn(problem: Problem, outcome: Outcome, max_iter: int, tol: float | None) -> None:
     """One warning a call; none with tol = 0, which asked for no test (and must not wait for the device)."""
-    if tol == 0 or bool(outcome.converged.all()):
+    if tol == 0 or outcome.all_converged:
         return
     open_items = ~outcome.converged
     worst = float(outcome.violation[open_items].max())  # NaN if any is

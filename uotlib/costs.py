@@ -116,8 +116,9 @@ class DenseCost(Cost):
         return self.cost.shape[:-2], self.cost.shape[-2], self.cost.shape[-1]
 
     def prepare(self, dtype: torch.dtype, reg: float) -> tuple[Tensor, ...]:
-        n, m = self.cost.shape[-2:]
-        matrix = self.cost.to(dtype).reshape(math.prod(self.cost.shape[:-2]), n, m)
+        batch, n, m = self.shape
+        cost = self.cost if self.cost.dtype == dtype else self.cost.to(dtype)
+        matrix = cost.reshape(math.prod(batch), n, m)
         return (matrix if matrix.stride(-1) == 1 or m == 1 else matrix.contiguous(),)
 
     def block(self, prepared: tuple[Tensor, ...], rows: slice, dtype: torch.dtype) -> Tensor:

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .backends import BACKENDS, native
+from .backends import BACKENDS, native, native_solve
 from .costs import Cost, DenseCost
 from .divergences import KLPenalty
 from .tracing import lazy, values_hidden
 
-#: Entries from which a dense cost is checked by the native backend.
+#: Entries from which a dense cost is checked by all threads of the native backend.
 NATIVE_ENTRIES = 1 << 17
 #: Totals that must agree (both marginals exact) may differ by this much, relative to the larger.
 TOTALS_RTOL = {torch.float32: 1e-5, torch.float64: 1e-9}
@@ -29,17 +29,27 @@ class Side:
 
     Args:
         mass: (B, n), float64.
-        log_mass: Its logarithm.
-        reference: alpha, (B, n).
-        residual: log a - alpha, (B, n): 0 or log a.
+        by_mass: Whether alpha is log a ("kl").
         penalty: The marginal penalty, tau of shape (B,).
     """
 
     mass: Tensor
-    log_mass: Tensor
-    reference: Tensor
-    residual: Tensor
+    by_mass: bool
     penalty: KLPenalty
+
+    @lazy
+    def log_mass(self) -> Tensor:
+        return self.mass.log()
+
+    @lazy
+    def reference(self) -> Tensor:
+        """alpha, (B, n)."""
+        return self.log_mass if self.by_mass else torch.zeros_like(self.mass)
+
+    @lazy
+    def residual(self) -> Tensor:
+        """log a - alpha, (B, n): 0 or log a."""
+        return torch.zeros_like(self.mass) if self.by_mass else self.log_mass
 
     @lazy
     def massive(self) -> Tensor:
@@ -62,8 +72,7 @@ class Side:
         return step.masked_fill_(torch.isneginf(self.residual), -torch.inf)
 
     def select(self, items: Tensor) -> Side:
-        return Side(self.mass[items], self.log_mass[items], self.reference[items], self.residual[items],
-                    KLPenalty(self.penalty.tau[items]))
+        return Side(self.mass[items], self.by_mass, KLPenalty(self.penalty.tau[items]))
 
 
 @dataclass(frozen=True)
@@ -81,6 +90,7 @@ class Problem:
         dtype, device: Of the cost as solved and of every answer.
         inputs: The user's masses and parameters, shaped (B, n), (B, m), (B,), (B,), (B,), still attached to autograd.
         named: Every input tensor with its name, to notice a change after the solve.
+        hidden: Whether their values cannot be looked at (`tracing.values_hidden`).
     """
 
     cost: Cost
@@ -95,6 +105,7 @@ class Problem:
     device: torch.device
     inputs: tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
     named: tuple[tuple[str, Tensor], ...]
+    hidden: bool = False
 
     @property
     def batch(self) -> int:
@@ -113,31 +124,35 @@ def build_problem(cost: object, a: object, b: object, reg: object, reg_m: object
     cost_batch, n, m = cost.shape
     if n == 0 or m == 0:
         raise ValueError(f"cost must have at least one row and one column, got {n} x {m}")
-    named = list(cost.tensors)
-    device = named[0][1].device
-    if device.type == "meta":
-        raise ValueError(f"{named[0][0]} is on the meta device, which holds no values")
-    dtypes = [tensor.dtype for _, tensor in named] + [mass.dtype for mass in (a, b) if isinstance(mass, Tensor)]
-    dtype = torch.float64 if torch.float64 in dtypes else torch.float32
+    leading, first = cost.tensors[0]
+    if first.is_meta:
+        raise ValueError(f"{leading} is on the meta device, which holds no values")
+    device = first.device
 
     pair = tuple(reg_m) if isinstance(reg_m, tuple | list) else (reg_m, reg_m)
     if len(pair) != 2:
         raise ValueError(f"reg_m must be a number, a tensor over the batch, or a pair of these, got {len(pair)} values")
     tau_a, tau_b = pair
-    scalars = {"reg": reg, "reg_m[0]" if tau_a is not tau_b else "reg_m": tau_a, "reg_m[1]": tau_b}
-    masses = {"a": (a, n), "b": (b, m)}
-    named += [(name, value) for name, value in scalars.items() if isinstance(value, Tensor)]
-    named += [(name, value) for name, (value, _) in masses.items() if isinstance(value, Tensor)]
-    for name, (value, points) in masses.items():
-        _check_mass(name, value, points, device)
+    shared = tau_b is tau_a
+    scalars = {"reg": reg, "reg_m": tau_a} if shared else {"reg": reg, "reg_m[0]": tau_a, "reg_m[1]": tau_b}
+    masses = {"a": a, "b": b}
+    for name, value, points in (("a", a, n), ("b", b, m)):
+        if value is not None:
+            _check_mass(name, value, points, device)
     for name, value in scalars.items():
-        _check_scalar(name, value, device, allow_inf=name != "reg")
+        if not isinstance(value, Tensor):
+            _check_number(name, value, allow_inf=name != "reg")
+    given = [(name, value) for name, value in masses.items() if isinstance(value, Tensor)]
+    valued = (*cost.tensors, *given)
+    given += [(name, value) for name, value in scalars.items() if isinstance(value, Tensor)]
+    named = (*cost.tensors, *given)
     for name, tensor in named:
         _check_float(name, tensor)
-        if tensor.device != device and tensor.ndim:
-            raise ValueError(f"{name} is on {tensor.device} but {named[0][0]} is on {device}")
+        if tensor.ndim and tensor.device != device:
+            raise ValueError(f"{name} is on {tensor.device} but {leading} is on {device}")
+    dtype = torch.float64 if any(tensor.dtype == torch.float64 for _, tensor in valued) else torch.float32
 
-    batch_shape = _broadcast_batch(cost_batch, masses, scalars)
+    batch_shape = _broadcast_batch(cost_batch, given)
     batch = math.prod(batch_shape)
 
     def over_batch(value: object) -> Tensor:
@@ -146,39 +161,38 @@ def build_problem(cost: object, a: object, b: object, reg: object, reg_m: object
         return torch.full((batch,), float(value), dtype=torch.float64, device=device)  # type: ignore[arg-type]
 
     def mass_over_batch(value: object, points: int) -> Tensor:
-        if isinstance(value, Tensor):
-            return value.double().expand(*batch_shape, points).reshape(batch, points)
-        return torch.full((batch, points), 1.0 / points, dtype=torch.float64, device=device)
+        if not isinstance(value, Tensor):
+            return torch.full((batch, points), 1.0 / points, dtype=torch.float64, device=device)
+        if not batch_shape:
+            return value.double()[None]
+        return value.double().expand(*batch_shape, points).reshape(batch, points)
 
-    inputs = (mass_over_batch(a, n), mass_over_batch(b, m), over_batch(reg), over_batch(tau_a), over_batch(tau_b))
-    a64, b64, reg64, tau_a64, tau_b64 = (tensor.detach() for tensor in inputs)
+    tau_over_batch = over_batch(tau_a)
+    hidden = values_hidden(*(tensor for _, tensor in named))
+    inputs = (mass_over_batch(a, n), mass_over_batch(b, m), over_batch(reg), tau_over_batch,
+              tau_over_batch if shared else over_batch(tau_b))
+    a64, b64, reg64, tau_a64, tau_b64 = [tensor.detach() if tensor.requires_grad or hidden else tensor
+                                           for tensor in inputs]
     problem = Problem(
         cost=cost, cost_items=_cost_items(cost_batch, batch_shape, device),
-        rows=side(a64, tau_a64, reg_type), cols=side(b64, tau_b64, reg_type), reg=reg64,
-        smallest_reg=_smallest(reg), reg_type=reg_type, batch_shape=batch_shape, dtype=dtype, device=device,
-        inputs=inputs, named=tuple(named))
-    if device.type == "cpu" and not values_hidden(*(tensor for _, tensor in named)):
-        _check_values(problem)
-        if all(isinstance(tau, Tensor) or math.isinf(tau) for tau in (tau_a, tau_b)):
+        rows=Side(a64, reg_type == "kl", KLPenalty(tau_a64)), cols=Side(b64, reg_type == "kl", KLPenalty(tau_b64)),
+        reg=reg64, smallest_reg=_smallest(reg), reg_type=reg_type, batch_shape=batch_shape, dtype=dtype,
+        device=device, inputs=inputs, named=named, hidden=hidden)
+    if first.is_cpu and not hidden:
+        _check_values(problem, given)
+        if all(isinstance(tau, Tensor) or math.isinf(tau) for tau in pair):
             _check_totals(problem)
     return problem
 
 
-def side(mass: Tensor, tau: Tensor, reg_type: str) -> Side:
-    log_mass = mass.log()
-    zeros = torch.zeros_like(mass)
-    reference, residual = (log_mass, zeros) if reg_type == "kl" else (zeros, log_mass)
-    return Side(mass, log_mass, reference, residual, KLPenalty(tau))
-
-
 def _as_cost(cost: object) -> Cost:
-    if isinstance(cost, Cost):
-        return cost
-    if not isinstance(cost, Tensor):
+    if isinstance(cost, Tensor):
+        if cost.ndim < 2:
+            raise ValueError(f"cost must have shape (..., n, m), got {tuple(cost.shape)}")
+        return DenseCost(cost)
+    if not isinstance(cost, Cost):
         raise TypeError(f"cost must be a torch.Tensor or a cost object such as CosineCost, got {type(cost).__name__}")
-    if cost.ndim < 2:
-        raise ValueError(f"cost must have shape (..., n, m), got {tuple(cost.shape)}")
-    return DenseCost(cost)
+    return cost
 
 
 def _check_float(name: str, tensor: Tensor) -> None:
@@ -189,8 +203,6 @@ def _check_float(name: str, tensor: Tensor) -> None:
 
 
 def _check_mass(name: str, mass: object, points: int, device: torch.device) -> None:
-    if mass is None:
-        return
     if not isinstance(mass, Tensor):
         raise TypeError(f"{name} must be None or a torch.Tensor, got {type(mass).__name__}")
     if mass.ndim == 0 or mass.shape[-1] != points:
@@ -199,9 +211,7 @@ def _check_mass(name: str, mass: object, points: int, device: torch.device) -> N
         raise ValueError(f"{name} is on {mass.device} but the cost is on {device}")
 
 
-def _check_scalar(name: str, value: object, device: torch.device, allow_inf: bool) -> None:
-    if isinstance(value, Tensor):
-        return
+def _check_number(name: str, value: object, allow_inf: bool) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         hint = " or a pair of these" if name.startswith("reg_m") else ""
         raise TypeError(f"{name} must be a number or a tensor over the batch{hint}, got {type(value).__name__}")
@@ -209,10 +219,11 @@ def _check_scalar(name: str, value: object, device: torch.device, allow_inf: boo
         raise ValueError(f"{name} must be positive{'' if allow_inf else ' and finite'}, got {value}")
 
 
-def _broadcast_batch(cost_batch: torch.Size, masses: dict, scalars: dict) -> torch.Size:
+def _broadcast_batch(cost_batch: torch.Size, given: list[tuple[str, Tensor]]) -> torch.Size:
+    """The batch shape of all; masses have their points behind it."""
     shapes = {"cost": cost_batch}
-    shapes |= {name: value.shape[:-1] for name, (value, _) in masses.items() if isinstance(value, Tensor)}
-    shapes |= {name: value.shape for name, value in scalars.items() if isinstance(value, Tensor)}
+    for name, value in given:
+        shapes[name] = value.shape[:-1] if name in ("a", "b") else value.shape
     batched = {shape for shape in shapes.values() if shape}
     if len(batched) <= 1:
         return batched.pop() if batched else torch.Size()
@@ -236,50 +247,55 @@ def _smallest(reg: object) -> float:
     return float(reg.detach().min()) if reg.numel() and reg.device.type == "cpu" and not values_hidden(reg) else 1e-6
 
 
-def _check_values(problem: Problem) -> None:
+def _check_values(problem: Problem, given: list[tuple[str, Tensor]]) -> None:
     """What only the values tell.  One reduction a tensor: these checks are a good part of a small problem's time."""
     for name, tensor in problem.cost.tensors:
         _check_cost_values(name, tensor, dense=problem.cost.dense)
-    given = {name for name, _ in problem.named}
-    for name, mass in (("a", problem.rows.mass), ("b", problem.cols.mass)):
-        if name not in given or not mass.numel():
+    flat = {"a": problem.rows.mass, "b": problem.cols.mass, "reg": problem.reg, "reg_m": problem.rows.penalty.tau,
+            "reg_m[0]": problem.rows.penalty.tau, "reg_m[1]": problem.cols.penalty.tau}
+    for name, _ in given:
+        values = flat[name]
+        if not values.numel():
             continue
-        low, high = mass.aminmax()
-        if not (low >= 0 and high < math.inf):
-            bad = ~(mass >= 0) | torch.isinf(mass)
-            raise ValueError(f"{name} must be finite and non-negative, got {mass[bad][0].item():g} "
-                             f"({int(bad.sum())} such entries)")
-    for name, value in (("reg", problem.reg), ("reg_m", problem.rows.penalty.tau), ("reg_m", problem.cols.penalty.tau)):
-        if given.isdisjoint((name, f"{name}[0]", f"{name}[1]")):
-            continue
-        bad = ~(value > 0) | (torch.isinf(value) if name == "reg" else torch.zeros_like(value, dtype=torch.bool))
-        if bad.any():
-            raise ValueError(f"{name} must be positive{' and finite' if name == 'reg' else ''}, "
-                             f"got {value[bad][0].item():g}")
+        low, high = _extremes(values)
+        if name in ("a", "b"):
+            if not (low >= 0 and high < math.inf):
+                bad = ~(values >= 0) | torch.isinf(values)
+                raise ValueError(f"{name} must be finite and non-negative, got {values[bad][0].item():g} "
+                                 f"({int(bad.sum())} such entries)")
+        elif not (low > 0 and (high < math.inf or name != "reg")):
+            bad = ~(values > 0) | (torch.isinf(values) & (name == "reg"))
+            raise ValueError(f"{name.partition('[')[0]} must be positive{' and finite' if name == 'reg' else ''}, "
+                             f"got {values[bad][0].item():g}")
 
 
 def _check_cost_values(name: str, tensor: Tensor, dense: bool) -> None:
     if not tensor.numel():
         return
-    low, high = _extremes(tensor.detach(), dense)
-    if torch.isnan(low):
+    low, high = _extremes(tensor, only_least=dense)
+    if math.isnan(low):
         raise ValueError(f"{name} must not contain NaN, got {int(torch.isnan(tensor).sum())} of them")
-    if torch.isneginf(low):
+    if low == -math.inf:
         raise ValueError(f"{name} must not contain -inf, got {int(torch.isneginf(tensor).sum())} of them")
-    if not dense and torch.isinf(high):
+    if not dense and high == math.inf:
         raise ValueError(f"{name} must be finite, got {int(torch.isinf(tensor).sum())} infinite entries")
 
 
-def _extremes(tensor: Tensor, only_least: bool) -> tuple[Tensor, Tensor]:
+def _extremes(tensor: Tensor, only_least: bool = False) -> tuple[float, float]:
     """Least and largest entry, NaN if any is.
 
-    Large costs are read by the native backend's threads: torch's would go on spinning beside them for milliseconds.
+    By the native backend where it can: torch takes longer to start than to read a small tensor, and after a large one
+    its threads would go on spinning beside the backend's for milliseconds.
     """
-    if only_least and tensor.numel() >= NATIVE_ENTRIES and tensor.is_contiguous() and tensor.ndim >= 2 \
+    if only_least and tensor.numel() >= NATIVE_ENTRIES and tensor.is_contiguous() \
             and BACKENDS["native"].why_not(tensor.device, tensor.dtype) is None:
-        least = native.least(tensor.reshape(-1, *tensor.shape[-2:]))
+        least = float(native.least(tensor.detach().reshape(-1, *tensor.shape[-2:])))
         return least, least
-    return tensor.aminmax()
+    found = native_solve.extremes(tensor)
+    if found is None:
+        low, high = tensor.detach().aminmax()
+        found = float(low), float(high)
+    return found
 
 
 def _check_totals(problem: Problem) -> None:

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from .costs import cost_of_kind
+from .divergences import KLPenalty
 from .options import NUMBERS, SolverOptions
-from .problem import Problem, side
+from .problem import Problem, Side
 
 
 @dataclass(frozen=True)
@@ -50,9 +51,10 @@ class Settings:
 def flat_problem(settings: Settings, a: Tensor, b: Tensor, reg: Tensor, tau_a: Tensor, tau_b: Tensor,
                  items: Tensor | None) -> Problem:
     """The problem of checked tensors with one flat batch dimension, float64."""
+    by_mass = settings.reg_type == "kl"
     return Problem(
-        cost=cost_of_kind(settings.cost), cost_items=items, rows=side(a, tau_a, settings.reg_type),
-        cols=side(b, tau_b, settings.reg_type), reg=reg, smallest_reg=math.nan, reg_type=settings.reg_type,
+        cost=cost_of_kind(settings.cost), cost_items=items, rows=Side(a, by_mass, KLPenalty(tau_a)),
+        cols=Side(b, by_mass, KLPenalty(tau_b)), reg=reg, smallest_reg=math.nan, reg_type=settings.reg_type,
         batch_shape=torch.Size((len(a),)), dtype=settings.dtype, device=a.device, inputs=(a, b, reg, tau_a, tau_b),
         named=())
 

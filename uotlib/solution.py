@@ -13,7 +13,8 @@ from .gradients.value import primal_value
 from .outcome import Outcome
 from .primitives import State
 from .problem import Problem
-from .tracing import lazy, transformed, values_hidden
+from .settings import Settings
+from .tracing import lazy, transformed
 
 
 class Solution:
@@ -34,22 +35,31 @@ class Solution:
         converged: Whether the violation is within ``tol`` (its default where ``tol=0``), (...), bool.
     """
 
-    violation: Tensor
-    gap: Tensor
-    n_iter: Tensor
-    converged: Tensor
-
-    def __init__(self, problem: Problem, prepared: tuple[Tensor, ...], state: State, outcome: Outcome, grad: str,
-                 steps: int | None = None, start: tuple[Tensor, Tensor] | None = None) -> None:
-        self._problem, self._prepared, self._state, self._pair = problem, prepared, state, outcome.pair
-        self._grad, self._steps, self._start = grad, steps, start
+    def __init__(self, problem: Problem, prepared: tuple[Tensor, ...], matrix: Tensor | None, settings: Settings,
+                 outcome: Outcome, grad: str, steps: int | None = None,
+                 start: tuple[Tensor, Tensor] | None = None) -> None:
+        self._problem, self._prepared, self._matrix, self._settings = problem, prepared, matrix, settings
+        self._outcome, self._pair, self._grad, self._steps, self._start = outcome, outcome.pair, grad, steps, start
         # A transform of torch.func may hide that it differentiates.
         self._attached = grad != "none" and torch.is_grad_enabled() and any(
-            tensor.requires_grad or transformed(tensor) for _, tensor in problem.named)
-        self._versions = [version_of(tensor) for _, tensor in problem.named]
-        self.violation, self.gap = self._scalar(outcome.violation), self._scalar(outcome.gap)
-        self.n_iter = outcome.n_iter.reshape(problem.batch_shape)
-        self.converged = outcome.converged.reshape(problem.batch_shape)
+            tensor.requires_grad or (problem.hidden and transformed(tensor)) for _, tensor in problem.named)
+        self._versions = None if problem.hidden else [version_of(tensor) for _, tensor in problem.named]
+
+    @lazy
+    def violation(self) -> Tensor:
+        return self._scalar(self._outcome.violation)
+
+    @lazy
+    def gap(self) -> Tensor:
+        return self._scalar(self._outcome.gap)
+
+    @lazy
+    def n_iter(self) -> Tensor:
+        return self._outcome.n_iter.reshape(self._problem.batch_shape)
+
+    @lazy
+    def converged(self) -> Tensor:
+        return self._outcome.converged.reshape(self._problem.batch_shape)
 
     def __repr__(self) -> str:
         batch = f"batch {tuple(self._problem.batch_shape)}, " if self._problem.batch_shape else ""
@@ -168,6 +178,12 @@ class Solution:
         shape = (*self._problem.batch_shape, self._sizes[side], k)
         return mass.reshape(shape), index.reshape(shape)
 
+    @lazy
+    def _state(self) -> State:
+        pair = self._pair
+        return State([pair.log_u, pair.log_v, pair.row_lse, pair.col_lse], self._matrix, self._problem.cost_items,
+                     self._settings.encode())
+
     @property
     def _sizes(self) -> tuple[int, int]:
         """n and m."""
@@ -241,6 +257,8 @@ class Solution:
 
     def _check(self) -> None:
         """Everything but potentials and marginals is computed from the inputs again, so that those must not change."""
+        if self._versions is None:
+            return
         for (name, tensor), version in zip(self._problem.named, self._versions, strict=True):
             if version_of(tensor) != version:
                 raise RuntimeError(f"{name} was modified in place after the solve; solve again, or pass a clone")
@@ -259,4 +277,4 @@ class Solution:
 
 
 def version_of(tensor: Tensor) -> int:
-    return 0 if values_hidden(tensor) or tensor.is_inference() else tensor._version
+    return 0 if tensor.is_inference() else tensor._version

@@ -59,15 +59,13 @@ _solve = Primitive(
     f"({', '.join(['Tensor'] * 11)})", _run_solve, _empty_solve, batching.rule_of_solve)
 
 
-def whole_matrix(cost: Cost, prepared: tuple[Tensor, ...], dtype: torch.dtype, settings: str) -> Tensor | None:
-    """The cost as one tensor (B', n, m), a dense one itself; None if it is to be streamed."""
-    if cost.dense:
-        return prepared[0]
+def whole_matrix(cost: Cost, prepared: tuple[Tensor, ...], how: Settings) -> Tensor | None:
+    """A cost that is not dense as one tensor (B', n, m), unless it is to be streamed."""
     _, n, m = cost.shape
-    size = len(prepared[0]) * n * m * dtype.itemsize
+    size = len(prepared[0]) * n * m * how.dtype.itemsize
     if cost.materialize is False or (cost.materialize is None and size > MATERIALIZE_BYTES):
         return None
-    return _cost_matrix(list(prepared), n, m, settings)
+    return _cost_matrix(list(prepared), n, m, how.encode())
 
 
 def kernel_of(problem: Problem, prepared: tuple[Tensor, ...], matrix: Tensor | None, how: Settings) -> GibbsKernel:
@@ -79,9 +77,9 @@ def kernel_of(problem: Problem, prepared: tuple[Tensor, ...], matrix: Tensor | N
 
 
 def solve_as_operator(problem: Problem, prepared: tuple[Tensor, ...], matrix: Tensor | None,
-                      start: tuple[Tensor, Tensor] | None, settings: str, run: str) -> Outcome:
+                      start: tuple[Tensor, Tensor] | None, how: Settings, run: Run) -> Outcome:
     """`uotlib.solver.solve` through torch.ops.uotlib.solve."""
     inputs = [*(tensor.detach() for tensor in problem.inputs), *prepared]
     f, g, log_u, log_v, row_lse, col_lse, *rest = _solve(
-        inputs, None if problem.cost.dense else matrix, problem.cost_items, list(start or ()), settings, run)
+        inputs, matrix, problem.cost_items, list(start or ()), how.encode(), run.encode())
     return Outcome(Pair(f, g, log_u, log_v, row_lse, col_lse), *rest)

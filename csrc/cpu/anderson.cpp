@@ -1,5 +1,6 @@
 #include "anderson.h"
 
+#include <algorithm>
 #include <cmath>
 
 namespace uot {
@@ -9,22 +10,22 @@ constexpr double kRidge = 1e-10;  // added to the unit diagonal of the scaled no
 
 }  // namespace
 
-Anderson::Anderson(const Vectors& vectors, int64_t depth, int64_t size)
-    : vectors_(vectors), depth_(depth), size_(padded(size)), last_image_(size), last_residual_(size),
+Anderson::Anderson(Arena& arena, const Vectors& vectors, int64_t depth, int64_t size)
+    : vectors_(vectors), depth_(depth), size_(padded(size)), last_image_(arena, size), last_residual_(arena, size),
       gram_(size_t((depth + 1) * (depth + 1))), matrix_(size_t(depth * depth)), right_(size_t(depth)),
       history_(size_t(depth + 1)) {
   for (int64_t k = 0; k < depth; ++k) {
-    image_steps_.emplace_back(size);
-    residual_steps_.emplace_back(size);
+    image_steps_.emplace_back(arena, size);
+    residual_steps_.emplace_back(arena, size);
   }
 }
 
 void Anderson::extrapolate(const double* point, const double* image, const double* weight, double reach, double* out) {
-  for (int64_t j = 0; j < size_; ++j) out[j] = image[j];
-  if (depth_ == 0) return;
-  vectors_.push(point, image, last_image_, last_residual_, image_steps_[slot_], residual_steps_[slot_], size_);
-  if (fresh_) {
+  if (depth_ > 0)
+    vectors_.push(point, image, last_image_, last_residual_, image_steps_[slot_], residual_steps_[slot_], size_);
+  if (depth_ == 0 || fresh_) {
     fresh_ = false;
+    std::copy_n(image, size_, out);
     return;
   }
   slot_ = (slot_ + 1) % depth_;
@@ -38,14 +39,12 @@ void Anderson::extrapolate(const double* point, const double* image, const doubl
   vectors_.gram(history_.data(), stride, weight, size_, gram_.data());
   for (int64_t k = 0; k < count; ++k) {
     right_[size_t(k)] = gram_[size_t(k * stride + count)];
-    for (int64_t l = 0; l < count; ++l)
-      matrix_[size_t(k * count + l)] = gram_[size_t(k < l ? k * stride + l : l * stride + k)];
+    for (int64_t l = 0; l <= k; ++l) matrix_[size_t(k * count + l)] = gram_[size_t(l * stride + k)];
   }
   solve(matrix_, right_);
 
   for (int64_t k = 0; k < count; ++k) history_[size_t(k)] = image_steps_[slot(k)];
-  vectors_.combine(history_.data(), right_.data(), count, out, size_);
-  const double furthest = vectors_.max_abs(out, size_);
+  const double furthest = vectors_.combine(history_.data(), right_.data(), count, out, size_);
   vectors_.affine(furthest > reach ? -reach / furthest : -1.0, out, image, out, size_);
 }
 

@@ -10,7 +10,7 @@ namespace uot {
 
 class Anderson {
  public:
-  Anderson(const Vectors& vectors, int64_t depth, int64_t size);
+  Anderson(Arena& arena, const Vectors& vectors, int64_t depth, int64_t size);
 
   // Forgets the history; the next point starts a new one.
   void restart() { valid_ = 0, fresh_ = true; }

@@ -5,10 +5,11 @@
 
 namespace uot {
 
-Annealing::Annealing(const Vectors& vectors, const AnnealingOptions& options, int64_t size, int64_t max_iter)
+Annealing::Annealing(Arena& arena, const Vectors& vectors, const AnnealingOptions& options, int64_t size,
+                     int64_t max_iter)
     : vectors_(vectors), options_(options), size_(padded(size)), max_iter_(max_iter),
       ends_eps_(size_t(options.order + 1)), weights_(size_t(options.order + 1)), pointers_(size_t(options.order + 1)) {
-  for (int64_t k = 0; k <= options.order; ++k) ends_.emplace_back(size);
+  for (int64_t k = 0; k <= options.order; ++k) ends_.emplace_back(arena, size);
 }
 
 void Annealing::begin(double reg, double spread) {
@@ -23,9 +24,10 @@ bool Annealing::level_done(double violation, int64_t passes, bool* solved) {
   ++level_pass_;
   const double tolerance = options_.accuracy * std::sqrt(eps_ / spread_);  // inf for a cost without spread
   *solved = violation <= std::min(tolerance, options_.violation);
+  if (at_target()) return false;
   const double limit = deadline(passes), lower = std::max(reg_, eps_ * options_.factor);
   next_eps_ = std::min(lower, limit);
-  return !at_target() && (*solved || level_pass_ >= options_.passes || limit <= lower);
+  return *solved || level_pass_ >= options_.passes || limit <= lower;
 }
 
 void Annealing::descend(bool solved, const double* potential, double* out) {
@@ -33,7 +35,7 @@ void Annealing::descend(bool solved, const double* potential, double* out) {
   std::rotate(ends_.begin(), ends_.end() - 1, ends_.end());
   std::rotate(ends_eps_.begin(), ends_eps_.end() - 1, ends_eps_.end());
   known_ = solved ? std::min(known_ + 1, int64_t(ends_.size())) : 1;
-  for (int64_t j = 0; j < size_; ++j) ends_[0][j] = potential[j];
+  std::copy_n(potential, size_, ends_[0].get());
   ends_eps_[0] = eps_;
   eps_ = next_eps_;
   level_pass_ = 0;

@@ -15,7 +15,7 @@ struct AnnealingOptions {
 
 class Annealing {
  public:
-  Annealing(const Vectors& vectors, const AnnealingOptions& options, int64_t size, int64_t max_iter);
+  Annealing(Arena& arena, const Vectors& vectors, const AnnealingOptions& options, int64_t size, int64_t max_iter);
 
   void begin(double reg, double spread);
   double eps() const { return eps_; }

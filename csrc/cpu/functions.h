@@ -12,10 +12,14 @@ inline Reals exp_of(Reals x) {
   const Reals f[1] = {((x - k * kLn2High) - k * kLn2Low) * kLog2E};
   Reals p[1];
   exp2_polynomial<double, 1>(f, p);
+#if defined(__AVX512DQ__) && UOT_VECTOR_BYTES == 64
+  const Reals y = times_exp2(p[0], k);
+#else
   // In two steps, for k = 1024.
   const RealBits half = (RealBits)(k * 0.5 + Simd<double>::kMagic) << 52, one = RealBits{} + (uint64_t(1023) << 52);
   const RealBits rest = ((RealBits)(k + Simd<double>::kMagic) << 52) - half;
   const Reals y = p[0] * (Reals)(half + one) * (Reals)(rest + one);
+#endif
   const Reals low = x < -708.396418532264106 ? Reals{} : y;
   return x > 709.782712893383973 ? splat(double(INFINITY)) : low;
 }

@@ -1,25 +1,11 @@
 // The two methods of uotlib/solver.py, one problem at a time, and what is written down at the end.
+#include <algorithm>
 #include <cmath>
 #include <limits>
 
 #include "slot.h"
 
 namespace uot {
-namespace {
-
-// x log y, 0 for x = 0
-double x_log_y(double x, double y) { return x == 0 && !std::isnan(y) ? 0.0 : x * std::log(y); }
-
-// One term of KL(p|q), never negative: near p = q, where the closed form cancels, its series in d = (p - q) / q.
-double kl_term(double p, double q) {
-  const double d = q > 0 ? (p - q) / q : 1.0;
-  if (std::fabs(d) < 1e-2)
-    return q * d * d * (1.0 / 2 - d * (1.0 / 6 - d * (1.0 / 12 - d * (1.0 / 20 - d * (1.0 / 30 - d / 42)))));
-  return x_log_y(p, p) - x_log_y(p, q) - p + q;
-}
-
-}  // namespace
-
 bool Slot::step() { return settings_.textbook ? step_textbook() : step_accelerated(); }
 
 // Alternating half-steps at the target eps, as POT takes them: the pair (f_k, g_k), whose rows are known only after the
@@ -51,8 +37,8 @@ bool Slot::step_accelerated() {
   } else {
     // Rows were updated last: only those which reach nothing can be wrong.
     violation_ = columns_.deviation == 0 ? 0.0 : columns_.deviation / columns_.mass;
-    if (rows_.exact && vectors_.has_minus_inf(row_lse_, rows_length_)) {
-      scale_rows(row_lse_, log_u_);
+    if (rows_.exact && swept_.lost) {
+      vectors_.scaling(damping_rows_, row_lse_, offset_, log_u_, rows_length_);
       violation_ += side_violation(rows_, log_u_, row_lse_, f_, n_);
     }
     if (lost_) violation_ = std::numeric_limits<double>::quiet_NaN();
@@ -77,9 +63,8 @@ bool Slot::step_accelerated() {
 
 // The next g and eps.
 void Slot::advance(double violation, bool close) {
-  vectors_.offset(answer_, -optimal_shift(), moved_, cols_length_);
-  for (int64_t j = 0; j < cols_length_; ++j)
-    if (live_[j] == -kInfinity) moved_[j] = j < m_ ? g_[j] : 0.0;  // a column that takes no part stays where it is
+  // A column that takes no part stays where it is.
+  vectors_.moved(answer_, -optimal_shift(), live_, g_, moved_, cols_length_);
 
   const bool rejected = violation > settings_.safeguard * best_, better = violation < best_;
   best_ = rejected ? kInfinity : better ? violation : best_;
@@ -92,12 +77,11 @@ void Slot::advance(double violation, bool close) {
   } else if (!leaving) {
     anderson_.extrapolate(g_, moved_, wanted_, settings_.trust_region * eps_, next_);
   }
-  if (better)
-    for (int64_t j = 0; j < cols_length_; ++j) best_answer_[j] = moved_[j];
   if (leaving) {
     annealing_.descend(solved, moved_, rejected ? col_work_ : next_);
     best_ = record_ = kInfinity;
   }
+  if (better) best_answer_.swap(moved_);
   if (rejected || leaving) anderson_.restart();
 
   const bool final = passes_ == settings_.max_iter - 1;
@@ -108,57 +92,51 @@ void Slot::advance(double violation, bool close) {
 
 // Writes down the answers of the problem: completes the potentials of columns that took no part, and certifies.
 void Slot::finish(const PairView& pair, int64_t n_iter, bool at_floor) {
-  const Answers& out = task_.out;
-  const int64_t row = index_ * n_, col = index_ * m_;
+  const double *g = pair.g, *col_lse = pair.col_lse;
+  vectors_.scaling(damping_rows_, pair.update, offset_, log_u_, rows_length_);
   bool idle = false;
-  scale_rows(pair.update, log_u_);
   for (int64_t j = 0; j < m_; ++j) {
     mask_[j] = pair.log_v[j] == -kInfinity;
     idle = idle || mask_[j];
-    out.g[col + j] = pair.g[j];
-    out.log_v[col + j] = pair.log_v[j];
-    out.col_lse[col + j] = pair.col_lse[j];
-  }
-  for (int64_t i = 0; i < n_; ++i) {
-    out.f[row + i] = pair.f[i];
-    out.log_u[row + i] = log_u_[i];
-    out.row_lse[row + i] = pair.row_lse[i];
   }
   if (idle) {
     masked_col_lse(log_u_, next_);
     const double step = eps_ * damping_cols_;
     for (int64_t j = 0; j < m_; ++j) {
-      if (!mask_[j]) continue;
       const double rest = task_.entropy ? cols_.log_mass[j] : 0.0;
-      out.col_lse[col + j] = next_[j];
-      out.g[col + j] = rest == -kInfinity ? -kInfinity : step * (rest - next_[j]);
+      moved_[j] = !mask_[j] ? g[j] : rest == -kInfinity ? -kInfinity : step * (rest - next_[j]);
+      if (!mask_[j]) next_[j] = col_lse[j];
     }
+    g = moved_;
+    col_lse = next_;
   }
+
+  const Answers& out = task_.out;
+  const auto write = [&](const double* from, double* to, int64_t points) {
+    std::copy_n(from, points, to + index_ * points);
+  };
+  write(pair.f, out.f, n_);
+  write(log_u_, out.log_u, n_);
+  write(pair.row_lse, out.row_lse, n_);
+  write(g, out.g, m_);
+  write(pair.log_v, out.log_v, m_);
+  write(col_lse, out.col_lse, m_);
   out.violation[index_] = violation_;
-  out.n_iter[index_] = n_iter;
-  const double *f = out.f + row, *g = out.g + col;
+  out.n_iter[index_] = double(n_iter);
   out.gap[index_] = std::isnan(violation_) ? violation_
-      : side_gap(rows_, out.log_u + row, out.row_lse + row, f, n_) +
-        side_gap(cols_, out.log_v + col, out.col_lse + col, g, m_);
-  double most = 0;
-  for (int64_t i = 0; i < n_; ++i) most = std::isfinite(f[i]) ? std::fmax(most, std::fabs(f[i])) : most;
-  for (int64_t j = 0; j < m_; ++j) most = std::isfinite(g[j]) ? std::fmax(most, std::fabs(g[j])) : most;
-  out.converged[index_] = violation_ <= tolerance(most);
-  out.at_floor[index_] = at_floor && !out.converged[index_];
+      : side_gap(rows_, log_u_, pair.row_lse, pair.f, rows_length_) +
+        side_gap(cols_, pair.log_v, col_lse, g, cols_length_);
+  const bool converged = violation_ <= tolerance(largest(pair.f, g));
+  out.converged[index_] = converged;
+  out.at_floor[index_] = at_floor && !converged;
   index_ = -1;
 }
 
 // This side's part of primal minus dual (uotlib.divergences.KLPenalty.gap).
 double Slot::side_gap(const SideState& side, const double* log_scaling, const double* lse, const double* potential,
-                      int64_t points) const {
-  double total = 0;
-  for (int64_t i = 0; i < points; ++i) {
-    const double marginal = std::exp(log_scaling[i] + lse[i]);
-    const double scaled = std::fmax(-kHuge, std::fmin(kHuge, potential[i])) * side.rate;
-    const double target = side.mass[i] == 0 ? 0.0 : side.mass[i] * std::exp(-scaled);
-    total += side.exact ? std::fabs(marginal - target) : kl_term(marginal, target);
-  }
-  return side.exact ? total : side.tau * total;
+                      int64_t length) const {
+  const double gap = vectors_.gap({log_scaling, lse, side.mass, potential, side.rate, side.exact}, length);
+  return side.exact ? gap : side.tau * gap;
 }
 
 }  // namespace uot

@@ -8,28 +8,30 @@ namespace uot {
 namespace {
 
 constexpr int64_t kSampledRows = 32;   // rows of the cost that its spread is taken from
-constexpr int64_t kSkipEntries = 1 << 14;  // costs smaller than this are swept faster than their blocks are looked up
+constexpr int64_t kSkipEntries = 1 << 17;  // costs smaller than this are swept as fast as their blocks are looked up
 constexpr double kSkipBelow = 1.0 / 32;    // eps over the spread of the cost from which blocks may be negligible
 
-std::unique_ptr<void, decltype(&std::free)> allocate(int64_t bytes) {
-  const int64_t line = int64_t(kAlignment), size = (bytes + line - 1) / line * line;
-  std::unique_ptr<void, decltype(&std::free)> memory(std::aligned_alloc(kAlignment, size_t(size ? size : line)),
-                                                      &std::free);
-  if (!memory) throw std::bad_alloc();
-  return memory;
+// Bytes that a slot's vectors take, and more or less what a sweep needs beside them.
+size_t expected_bytes(const Task& task, const Settings& settings) {
+  constexpr int64_t kRowVectors = 11, kColumnVectors = 23, kTiles = 3;
+  const int64_t history = settings.textbook ? 0 : 2 * settings.anderson_depth + settings.annealing.order + 3;
+  const int64_t n = padded(task.cost.n), m = padded(task.cost.m);
+  return sizeof(double) * size_t(kRowVectors * n + (kColumnVectors + history + kTiles * kTileRows) * m);
 }
 
 }  // namespace
 
 Slot::Slot(const Task& task, const Settings& settings, int threads)
-    : task_(task), settings_(settings), vectors_(vectors()), kernels_(kernels(task.is_double)), threads_(threads),
-      n_(task.cost.n), m_(task.cost.m), rows_length_(padded(n_)), cols_length_(padded(m_)), rows_(n_), cols_(m_),
-      annealing_(vectors_, settings.annealing, settings.textbook ? 0 : m_, settings.max_iter),
-      anderson_(vectors_, settings.textbook ? 0 : settings.anderson_depth, m_),
-      offset_(n_), f_(n_), f_before_(n_), log_u_(n_), row_lse_(n_), row_lse_before_(n_), row_hint_(n_), row_work_(n_),
-      live_(m_), live_mass_(m_), live_log_mass_(m_), g_(m_), g_shown_(m_), log_v_(m_), sum_(m_), log_sum_(m_),
-      col_lse_(m_), col_lse_before_(m_), col_hint_(m_), wanted_(m_), answer_(m_), moved_(m_), best_answer_(m_),
-      next_(m_), col_work_(m_), mask_(new bool[size_t(m_)]()) {
+    : task_(task), settings_(settings), arena_(expected_bytes(task, settings)), vectors_(vectors()),
+      kernels_(kernels(task.is_double)), threads_(threads), n_(task.cost.n), m_(task.cost.m),
+      rows_length_(padded(n_)), cols_length_(padded(m_)), rows_(arena_, n_), cols_(arena_, m_),
+      annealing_(arena_, vectors_, settings.annealing, settings.textbook ? 0 : m_, settings.max_iter),
+      anderson_(arena_, vectors_, settings.textbook ? 0 : settings.anderson_depth, m_), mask_(new bool[size_t(m_)]()) {
+  for (Array* array : {&offset_, &f_, &f_before_, &log_u_, &row_lse_, &row_lse_before_, &row_hint_, &row_work_})
+    *array = Array(arena_, n_);
+  for (Array* array : {&live_, &live_mass_, &live_log_mass_, &g_, &g_shown_, &log_v_, &sum_, &log_sum_, &col_lse_,
+                       &col_lse_before_, &col_hint_, &wanted_, &answer_, &moved_, &best_answer_, &next_, &col_work_})
+    *array = Array(arena_, m_);
   job_ = task.cost;
   job_.items = nullptr;
   job_.count = 1;
@@ -39,13 +41,13 @@ Slot::Slot(const Task& task, const Settings& settings, int threads)
   job_.log_v = log_v_;
   job_.offset = offset_;
   if (n_ * m_ >= kSkipEntries) {
-    table_ = Array(block_min_entries(n_, m_));
-    missed_ = Array(block_columns(m_));
+    table_ = Array(arena_, block_min_entries(n_, m_));
+    missed_ = Array(arena_, block_columns(m_));
     job_.block_min = table_;
     job_.missed = missed_;
   }
-  scratch_ = allocate(lay_out(job_, Operation::kSweep, task.is_double, threads, nullptr));
-  lay_out(job_, Operation::kSweep, task.is_double, threads, scratch_.get());
+  const int64_t scratch = lay_out(job_, Operation::kSweep, task.is_double, threads, nullptr);
+  lay_out(job_, Operation::kSweep, task.is_double, threads, arena_.take(size_t(scratch)));
   phases_ = phases_of(job_, Operation::kSweep, task.is_double);
 }
 
@@ -56,9 +58,9 @@ void Slot::begin(int64_t index) {
   index_ = index;
   reg_ = task_.reg[index];
 
-  const auto fill = [index](SideState& side, const SideArrays& from, int64_t points) {
+  const auto fill = [&](SideState& side, const SideArrays& from, int64_t points) {
     side.mass.assign(from.mass + index * points, points, 0.0);
-    side.log_mass.assign(from.log_mass + index * points, points, -kInfinity);
+    kernels_.log(side.mass, side.log_mass, padded(points));
     side.tau = from.tau[index];
     side.exact = std::isinf(side.tau);
     side.rate = 1 / side.tau;
@@ -72,19 +74,17 @@ void Slot::begin(int64_t index) {
   shift_ = std::isfinite(middle) ? middle : 0.0;
   scale_ = std::exp(shift_);
 
-  for (int64_t j = 0; j < cols_length_; ++j) {
-    const bool massive = cols_.mass[j] > 0;
-    live_log_mass_[j] = cols_.log_mass[j];
-    live_mass_[j] = cols_.mass[j];
-    live_[j] = !massive ? -kInfinity : task_.entropy ? 0.0 : cols_.log_mass[j];
-  }
+  std::copy_n(cols_.mass.get(), cols_length_, live_mass_.get());
+  std::copy_n(cols_.log_mass.get(), cols_length_, live_log_mass_.get());
+  for (int64_t j = 0; j < cols_length_; ++j)
+    live_[j] = !(cols_.mass[j] > 0) ? -kInfinity : task_.entropy ? 0.0 : cols_.log_mass[j];
   if (task_.start) g_.assign(task_.start + index * m_, m_, 0.0);
   else g_.fill(0.0);
   passes_ = record_pass_ = 0;
   lost_ = confirming_ = hinted_ = false;
   all_reachable_ = true;
   best_ = record_ = kInfinity;
-  for (int64_t j = 0; j < cols_length_; ++j) best_answer_[j] = g_[j];
+  std::copy_n(g_.get(), cols_length_, best_answer_.get());
   anderson_.restart();
   spread_ = spread();
   table_ready_ = false;
@@ -122,7 +122,8 @@ void Slot::hint() {
 
 // Blocks of the cost are skipped once eps is small beside it; the table that tells them is made when it is first wanted.
 void Slot::expect_skipping() {
-  const bool skipping = n_ * m_ >= kSkipEntries && job_.row_hint && eps_ < kSkipBelow * spread_ && passes_ >= next_look_;
+  const bool skipping =
+      n_ * m_ >= kSkipEntries && job_.row_hint && eps_ < kSkipBelow * spread_ && passes_ >= next_look_;
   job_.block_min = skipping ? table_.get() : nullptr;
   job_.missed = skipping ? missed_.get() : nullptr;
   if (!skipping) return;
@@ -150,7 +151,7 @@ void Slot::sweep(bool everyone) {
   vectors_.affine(1 / eps_, g_, live_, log_v_, cols_length_);
   if (everyone)
     for (int64_t j = 0; j < m_; ++j) log_v_[j] = g_[j] / eps_;
-  for (int64_t j = 0; j < m_; ++j) sum_[j] = 0;
+  sum_.fill(0.0);
   expect_skipping();
   job_.row_out = row_lse_;
   job_.col_out = sum_;
@@ -158,22 +159,19 @@ void Slot::sweep(bool everyone) {
   ++passes_;
   hinted_ = true;
 
-  vectors_.potential(eps_ * damping_rows_, residual(rows_), row_lse_, f_, rows_length_);
-  vectors_.target(live_mass_, g_, cols_.rate, wanted_, cols_length_);
-  kernels_.log(sum_, log_sum_, cols_length_);
-  // log2 of the heaviest row's sum
-  const double top = (vectors_.max_affine(1 - damping_rows_, row_lse_, offset_, rows_length_) - shift_) * kLog2E;
+  swept_ = vectors_.rows({row_lse_, residual(rows_), offset_, eps_ * damping_rows_, 1 - damping_rows_, f_},
+                         rows_length_);
+  const double top = (swept_.top - shift_) * kLog2E;  // log2 of the heaviest row's sum
   weak_below_ = std::max(kWeak, double(n_) * kLost * std::exp2(top));
-  const Columns columns{sum_, log_sum_, log_v_, residual(cols_), g_, wanted_, shift_, scale_, eps_ * damping_cols_,
-                        weak_below_, col_lse_, answer_};
+  Columns columns{sum_, log_v_, residual(cols_), g_, live_mass_, shift_, scale_, eps_ * damping_cols_, cols_.rate,
+                  weak_below_, true, log_sum_, wanted_, col_lse_, answer_};
   columns_ = vectors_.columns(columns, cols_length_);
+  columns.logs = false;
   if (job_.block_min || columns_.weak > 0) std::fill_n(mask_.get(), m_, false);
   const bool missed = job_.block_min && mark_missed();
   if ((columns_.weak > 0 || missed) && weak_columns()) columns_ = vectors_.columns(columns, cols_length_);
-  const bool lost_rows = vectors_.has_minus_inf(row_lse_, rows_length_);
-  if (columns_.broken == 0 && !lost_rows) return;
+  if (columns_.broken == 0 && !swept_.lost) return;
   drop_unreachable();
-  vectors_.target(live_mass_, g_, cols_.rate, wanted_, cols_length_);
   columns_ = vectors_.columns(columns, cols_length_);
 }
 
@@ -210,7 +208,7 @@ bool Slot::weak_columns() {
     any = any || mask_[j];
   }
   if (!any) return false;
-  scale_rows(row_lse_, log_u_);
+  vectors_.scaling(damping_rows_, row_lse_, offset_, log_u_, rows_length_);
   masked_col_lse(log_u_, col_work_);
   for (int64_t j = 0; j < m_; ++j) {
     if (!mask_[j]) continue;
@@ -254,41 +252,34 @@ double Slot::entry(int64_t i, int64_t j) const {
 
 // Half the difference of the largest and smallest finite cost over a sample of rows.
 double Slot::spread() const {
-  const int64_t stride = std::max(int64_t(1), n_ / kSampledRows);
+  const int64_t stride = std::max(int64_t(1), n_ / kSampledRows), size = task_.is_double ? 8 : 4;
   double low = kInfinity, high = -kInfinity;
   for (int64_t i = 0; i < n_; i += stride) {
-    for (int64_t j = 0; j < m_; ++j) {
-      const double value = entry(i, j);
-      if (!std::isfinite(value)) continue;
-      low = std::min(low, value);
-      high = std::max(high, value);
-    }
+    const char* row = static_cast<const char*>(job_.cost) + i * job_.row_stride * size;
+    const Extremes found = vectors_.extremes(row, task_.is_double, m_, true);
+    low = std::min(low, found.low);
+    high = std::max(high, found.high);
   }
   const double spread = 0.5 * high - 0.5 * low;
   return low < high && std::isfinite(spread) ? spread : 0.0;
 }
 
 void Slot::masked_col_lse(const double* log_u, double* lse) {
-  if (!masked_scratch_) {
+  if (!masked_ready_) {
     masked_ = job_;
     masked_.log_v = nullptr;
     masked_.log_u = log_u_;
     masked_.mask = mask_.get();
     masked_.row_hint = masked_.col_hint = nullptr;
-    masked_scratch_ = allocate(lay_out(masked_, Operation::kColLseMasked, task_.is_double, threads_, nullptr));
-    lay_out(masked_, Operation::kColLseMasked, task_.is_double, threads_, masked_scratch_.get());
+    const int64_t scratch = lay_out(masked_, Operation::kColLseMasked, task_.is_double, threads_, nullptr);
+    lay_out(masked_, Operation::kColLseMasked, task_.is_double, threads_, arena_.take(size_t(scratch)));
     masked_phases_ = phases_of(masked_, Operation::kColLseMasked, task_.is_double);
+    masked_ready_ = true;
   }
   masked_.cost = job_.cost;
   masked_.log_u = log_u;
   masked_.col_out = lse;
   run(masked_, masked_phases_);
-}
-
-// log u = offset - damping lse, -inf for a row that reaches nothing.
-void Slot::scale_rows(const double* lse, double* log_u) const {
-  for (int64_t i = 0; i < n_; ++i) log_u[i] = lse[i] == -kInfinity ? -kInfinity : offset_[i] - damping_rows_ * lse[i];
-  for (int64_t i = n_; i < rows_length_; ++i) log_u[i] = -kInfinity;
 }
 
 // g as it is shown: +inf for a column that no row reaches.
@@ -317,20 +308,29 @@ double Slot::side_violation(const SideState& side, const double* log_scaling, co
 // Norm of the dual's gradient relative to the plan's mass (uotlib.certificate.violation).
 double Slot::judge(const PairView& pair) {
   if (lost_) return std::numeric_limits<double>::quiet_NaN();
-  scale_rows(pair.update, log_u_);
+  vectors_.scaling(damping_rows_, pair.update, offset_, log_u_, rows_length_);
   return side_violation(rows_, log_u_, pair.row_lse, pair.f, n_) +
          side_violation(cols_, pair.log_v, pair.col_lse, pair.g, m_);
 }
 
 // Translation (f + t, g - t) that maximises the dual (uotlib.certificate.optimal_shift).
-double Slot::optimal_shift() {
+double Slot::optimal_shift() const {
   const double rate = rows_.rate + cols_.rate;
   if (!(rate > 0)) return 0.0;
-  const double left = rows_.exact ? rows_.log_sum : vectors_.log_total(rows_.log_mass, f_, rows_.rate, rows_length_);
+  const double left =
+      rows_.exact ? rows_.log_sum : log_total(rows_.mass, rows_.log_mass, f_, rows_.rate, rows_length_);
   const double right =
-      cols_.exact ? cols_.log_sum : vectors_.log_total(live_log_mass_, answer_, cols_.rate, cols_length_);
+      cols_.exact ? cols_.log_sum : log_total(live_mass_, live_log_mass_, answer_, cols_.rate, cols_length_);
   const double ratio = left - right;
   return std::isfinite(ratio) ? ratio / rate : 0.0;
+}
+
+// log sum mass e^(-potential rate): of the plain sum, where nothing in it leaves the range of double.
+double Slot::log_total(const double* mass, const double* log_mass, const double* potential, double rate,
+                       int64_t length) const {
+  constexpr double kSafe = 1e200;
+  const double total = vectors_.total(mass, potential, rate, length);
+  return total > 1 / kSafe && total < kSafe ? std::log(total) : vectors_.log_total(log_mass, potential, rate, length);
 }
 
 double Slot::largest(const double* f, const double* g) const {

@@ -1,7 +1,6 @@
 // One problem on its way: the state of its iteration, and one pass.
 #pragma once
 
-#include <cstdlib>
 #include <memory>
 
 #include "anderson.h"
@@ -19,7 +18,7 @@ struct SideState {
   bool exact;
   double log_sum;    // log of the total mass
 
-  explicit SideState(int64_t points) : mass(points), log_mass(points) {}
+  SideState(Arena& arena, int64_t points) : mass(arena, points), log_mass(arena, points) {}
 };
 
 // Potentials and what belongs to them, as pointers into the slot: `update` are the row log-sum-exps that f comes from,
@@ -64,24 +63,26 @@ class Slot {
   double entry(int64_t i, int64_t j) const;
   // Columns of mask_, -inf elsewhere.
   void masked_col_lse(const double* log_u, double* lse);
-  void scale_rows(const double* lse, double* log_u) const;
   PairView pair(bool rows_before);
   const double* shown_potential();
 
   double judge(const PairView& pair);
   double side_violation(const SideState& side, const double* log_scaling, const double* lse, const double* potential,
                         int64_t points) const;
-  double optimal_shift();
+  double optimal_shift() const;
+  double log_total(const double* mass, const double* log_mass, const double* potential, double rate,
+                   int64_t length) const;
   double largest(const double* f, const double* g) const;
   double tolerance(double largest) const;
   bool stalled(const double* f, const double* g, double violation);
   void finish(const PairView& pair, int64_t n_iter, bool at_floor);
   double side_gap(const SideState& side, const double* log_scaling, const double* lse, const double* potential,
-                  int64_t points) const;
+                  int64_t length) const;
   const double* residual(const SideState& side) const { return task_.entropy ? side.log_mass.get() : nullptr; }
 
   const Task& task_;
   const Settings& settings_;
+  Arena arena_;
   const Vectors& vectors_;
   const Kernels& kernels_;
   int threads_;
@@ -94,6 +95,7 @@ class Slot {
   double reg_ = 0, eps_ = 0, damping_rows_ = 0, damping_cols_ = 0, shift_ = 0, scale_ = 0;
   double weak_below_ = 0, violation_ = 0, best_ = 0, record_ = 0;
   bool checked_ = false, lost_ = false, confirming_ = false, hinted_ = false, all_reachable_ = true;
+  RowsResult swept_{};
   ColumnsResult columns_{};
 
   Array offset_, f_, f_before_, log_u_, row_lse_, row_lse_before_, row_hint_, row_work_;
@@ -109,7 +111,7 @@ class Slot {
 
   Job job_, masked_;
   PhaseList phases_, masked_phases_;
-  std::unique_ptr<void, decltype(&std::free)> scratch_{nullptr, &std::free}, masked_scratch_{nullptr, &std::free};
+  bool masked_ready_ = false;
 };
 
 }  // namespace uot

@@ -29,6 +29,10 @@ bool Solve::advance(double seconds) {
   return batch_->advance(seconds, [lockstep](const Slot& slot) { return lockstep && (slot.checked() || !slot.busy()); });
 }
 
+bool Solve::converged() const {
+  return std::all_of(task_.out.converged, task_.out.converged + task_.cost.count, [](double one) { return one > 0; });
+}
+
 Status Solve::status() const {
   Status status{0, running_, 0, 0};
   for (const auto& slot : batch_->slots()) {

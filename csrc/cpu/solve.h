@@ -9,17 +9,15 @@
 
 namespace uot {
 
-// One side of the problems: masses (count, points) with their logarithms, and tau (count), inf for an exact marginal.
+// One side of the problems: masses (count, points), and tau (count), inf for an exact marginal.
 struct SideArrays {
-  const double *mass, *log_mass, *tau;
+  const double *mass, *tau;
 };
 
 // Where the answers go, per problem: (count, n), (count, m) or (count).  See uotlib.solver.Pair and Outcome.
 struct Answers {
-  double *f, *g, *log_u, *log_v, *row_lse, *col_lse;
-  double *violation, *gap;
-  int64_t* n_iter;
-  bool *converged, *at_floor;
+  double *f, *log_u, *row_lse, *g, *log_v, *col_lse;
+  double *violation, *gap, *n_iter, *converged, *at_floor;  // the last two 0 or 1
 };
 
 struct Task {
@@ -57,6 +55,8 @@ class Solve {
   // Problems are independent: small ones are solved one by a thread, large ones by all threads one after another.
   bool advance(double seconds);
   Status status() const;
+  // Whether every problem is, when all are solved.
+  bool converged() const;
 
  private:
   class Slots;

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import math
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from .._extension import extension, missing
 from ..options import Progress, SolverOptions
-from ..outcome import Outcome, Pair
+from ..outcome import SCALARS, Outcome, StoredOutcome
 
 if TYPE_CHECKING:
-    from ..problem import Problem, Side
+    from ..problem import Problem
 
 #: Seconds between looks at Python: how long an interrupt may wait.
 TURN = 0.05
@@ -30,50 +30,32 @@ def solve(problem: Problem, cost: Tensor, method: str, max_iter: int, tol: float
     if extension is None:
         raise ImportError(missing)
     batch, (_, n, m) = problem.batch, cost.shape
-    items = problem.cost_items
-    keep = [items, cost]  # what the solve reads by address must live as long as it runs
-
-    def address(values: Tensor | None) -> int:
-        if values is None:
-            return 0
-        keep.append(values := values.contiguous())
-        return values.data_ptr()
-
-    def side(of: Side) -> dict[str, int]:
-        return {"mass": address(of.mass), "log_mass": address(of.log_mass), "tau": address(of.penalty.tau)}
-
-    out, outcome = _answers(batch, n, m)
+    rows, cols = problem.rows, problem.cols
+    answers = torch.empty(batch * (3 * n + 3 * m + SCALARS), dtype=torch.float64)
+    # What the solve reads by address must live as long as it runs.
+    keep = [rows.mass, rows.penalty.tau, cols.mass, cols.penalty.tau, problem.reg, problem.cost_items,
+            None if init is None else init[1]]
+    keep = [None if values is None else values.contiguous() for values in keep]
+    mass_a, tau_a, mass_b, tau_b, reg, items, start = [0 if values is None else values.data_ptr() for values in keep]
     watched = options.progress is not False and tol != 0
-    settings: dict[str, Any] = vars(options) | {
-        "textbook": method == "sinkhorn", "synchronous": tol != 0, "max_iter": max_iter, "tol": tol or 0.0,
-        "lockstep": watched}
     run = extension.Solve(
-        {"data": cost.data_ptr(), "is_double": cost.dtype == torch.float64, "batch_stride": cost.stride(0),
-         "row_stride": cost.stride(1), "items": address(items), "count": batch, "n": n, "m": m},
-        side(problem.rows), side(problem.cols),
-        {"entropy": problem.reg_type == "entropy", "reg": address(problem.reg),
-         "start": address(None if init is None else init[1])},
-        settings, out, torch.get_num_threads())
+        (cost.data_ptr(), cost.dtype == torch.float64, cost.stride(0), cost.stride(1), items, batch, n, m),
+        (mass_a, tau_a), (mass_b, tau_b), reg, start, answers.data_ptr(), problem.reg_type == "entropy",
+        method == "sinkhorn", max_iter, tol or 0.0, tol != 0, watched, vars(options), torch.get_num_threads())
     finished = False
     while not finished:
         finished = run.advance(math.inf if watched else TURN)
         if watched:
             _report(options, *run.status())
-    return outcome
+    return StoredOutcome(answers, batch, n, m, run.converged())
 
 
-def _answers(batch: int, n: int, m: int) -> tuple[dict[str, int], Outcome]:
-    """Addresses of the answers, and the answers that the solve will fill in."""
-    rows, cols = torch.empty(3, batch, n, dtype=torch.float64), torch.empty(3, batch, m, dtype=torch.float64)
-    f, log_u, row_lse = rows
-    g, log_v, col_lse = cols
-    violation, gap = torch.empty(2, batch, dtype=torch.float64)
-    n_iter = torch.empty(batch, dtype=torch.int64)
-    converged, at_floor = torch.empty(2, batch, dtype=torch.bool)
-    answers = {"f": f, "g": g, "log_u": log_u, "log_v": log_v, "row_lse": row_lse, "col_lse": col_lse,
-               "violation": violation, "gap": gap, "n_iter": n_iter, "converged": converged, "at_floor": at_floor}
-    outcome = Outcome(Pair(f, g, log_u, log_v, row_lse, col_lse), violation, gap, n_iter, converged, at_floor)
-    return {name: values.data_ptr() for name, values in answers.items()}, outcome
+def extremes(values: Tensor) -> tuple[float, float] | None:
+    """Least and largest entry, NaN where one is; None for what the extension cannot read as it lies."""
+    if (extension is None or not values.is_cpu or values.dtype not in (torch.float32, torch.float64)
+            or not values.is_contiguous()):
+        return None
+    return extension.extremes(values.data_ptr(), values.dtype == torch.float64, values.numel())
 
 
 def _report(options: SolverOptions, passes: int, eps: float, violation: float, running: int) -> None:
