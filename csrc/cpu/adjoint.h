@@ -1,9 +1,9 @@
 // The adjoint's passes over N_ij = e^(x_i + y_j - C_ij / eps), whose entries are 1 at most (gradients/adjoint.py): one
 // read of the cost and one exponential per entry.  Included by kernels.cpp alone, inside its anonymous namespace.
 //
-// The log-scalings of both sides are rounded to multiples of one power of two, coarse enough for the sum of any two to be
-// exact in the cost's type: the large terms of the exponent cancel before anything is rounded.  The rest, at most half
-// that unit, is a factor of a whole row or column and stays outside the loops:
+// The log-scalings of both sides are rounded to multiples of one power of two, coarse enough for the sum of any two to
+// be exact in the cost's type: the large terms of the exponent cancel before anything is rounded.  The rest, at most
+// half that unit, is a factor of a whole row or column and stays outside the loops:
 //   N_ij = w_i w_j 2^(high_i + high_j - inverse C_ij),  w = 2^low.
 
 // The unit of one problem: 2^-22 (2^-51) of what the sum of two log-scalings can be.
@@ -42,8 +42,7 @@ Extent extent(const double* root, Range range) {
   return {least, most};
 }
 
-// w_j p_j, in the cost's type; 0 behind the last column.  And of each block of columns, if blocks are to be marked, what
-// there is of p.
+// w_j p_j, in the cost's type; 0 behind the last column.  If blocks are to be marked, also the extent of p in each.
 template <class T> void load_operand(const Job& job, int64_t index, int) {
   const int64_t chunks = (job.width + kChunk - 1) / kChunk, item = index / chunks;
   const Range range = chunk_of(index % chunks, kChunk, job.width);
@@ -60,14 +59,14 @@ template <class T> void load_operand(const Job& job, int64_t index, int) {
 
 // One slab of rows.  With t = N p,
 //   Schur:      columns += N' (t / diagonal);
-//   Eliminate:  diagonal_i = ratio t_i / root_i (ratio alone where that is far from 1: `near_one` of backends/base.py), and
-//               columns += N' root, N' (side / diagonal), (N * N)' (1 / diagonal).
+//   Eliminate:  diagonal_i = ratio t_i / root_i (ratio alone where the quotient is far from 1: `near_one` of
+//               backends/base.py), and columns += N' root, N' (side / diagonal), (N * N)' (1 / diagonal).
 // The former adds a tile to the column sums while it takes the exponentials of the next, as the sweep does; the latter
 // marks blocks for it to skip, those in which every entry has
 //   N_ij <= d min(root_i / root_j, root_j / root_i),  d = 2^-24 / max(n, m)  (2^-53).
-// As sum_j N_ij root_j = root_i, and likewise down a column, they are together below 2^-24 of the sum of their row and of
-// their column; and as none is above d, leaving them out moves N by 2^-24 at most in the Frobenius norm, beside a largest
-// singular value of 1: in both respects by a rounding of the type.
+// As sum_j N_ij root_j = root_i, and likewise down a column, they are together below 2^-24 of the sum of their row and
+// of their column; and as none is above d, leaving them out moves N by 2^-24 at most in the Frobenius norm, beside a
+// largest singular value of 1: in both respects by a rounding of the type.
 template <class T, bool Eliminate> class AdjointSlab {
  public:
   AdjointSlab(const Job& job, int64_t index, int worker)

@@ -1,4 +1,5 @@
-// The problems of a batch, each worked on in a slot: small ones one a thread, large ones one after another by all threads.
+// The problems of a batch, each worked on in a slot: small ones one a thread, large ones one after another by all
+// threads.
 #pragma once
 
 #include <algorithm>

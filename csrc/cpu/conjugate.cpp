@@ -24,8 +24,10 @@ class System {
  public:
   // `threads` is how many will run a product.
   System(const AdjointTask& task, int threads)
-      : task_(task), m_(task.cost.m), length_(padded(m_)), threads_(threads), job_(task.cost), inverse_(m_), null_(m_),
-        weight_(m_), x_(m_), residual_(m_), z_(m_), p_(m_), operand_(m_), product_(m_) {
+      : task_(task), m_(task.cost.m), length_(padded(m_)), threads_(threads), job_(task.cost),
+        arena_(size_t(9 * (length_ * 8 + int64_t(kAlignment)))), inverse_(arena_, m_), null_(arena_, m_),
+        weight_(arena_, m_), x_(arena_, m_), residual_(arena_, m_), z_(arena_, m_), p_(arena_, m_), operand_(arena_, m_),
+        product_(arena_, m_) {
     job_.items = nullptr;
     job_.count = 1;
     job_.operand = operand_;
@@ -123,6 +125,7 @@ class System {
   Job job_;
   PhaseList setup_{}, pass_{};
   std::unique_ptr<void, decltype(&std::free)> scratch_{nullptr, &std::free};
+  Arena arena_;
   Array inverse_, null_, weight_, x_, residual_, z_, p_, operand_, product_;
   const double* diagonal_ = nullptr;
   int64_t index_ = -1, steps_ = 0;

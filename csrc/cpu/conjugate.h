@@ -1,4 +1,5 @@
-// Conjugate gradients on the Schur complement of the adjoint (uotlib/gradients/adjoint.py), for costs that lie in memory.
+// Conjugate gradients on the Schur complement of the adjoint (uotlib/gradients/adjoint.py), for costs that lie in
+// memory.
 #pragma once
 
 #include <cstdint>

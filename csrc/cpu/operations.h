@@ -7,8 +7,8 @@
 
 namespace uot {
 
-// kColLseMasked is kColLse for the columns of `mask` alone; kBlockMin fills the table that a sweep skips by.  kSchur and
-// kEliminate are the adjoint's: their first kAdjointSetup phases are for the log-scalings alone.
+// kColLseMasked is kColLse for the columns of `mask` alone; kBlockMin fills the table that a sweep skips by.  kSchur
+// and kEliminate are the adjoint's: their first kAdjointSetup phases are for the log-scalings alone.
 enum class Operation { kRowLse, kColLse, kSweep, kPanel, kBlockMin, kColLseMasked, kSchur, kEliminate, kWeigh };
 constexpr int kAdjointSetup = 2;
 

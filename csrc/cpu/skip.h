@@ -127,7 +127,7 @@ template <class T> struct TilePlan {
   }
 };
 
-// Calls visit(kind, first column, columns) for every run of neighbouring blocks of one kind, at most `most` columns long.
+// Calls visit(kind, first column, columns) for every run of neighbouring blocks of one kind, `most` columns at most.
 template <class Kind, class Visit> void runs_of_blocks(int64_t m, int64_t most, Kind kind, Visit visit) {
   const int64_t blocks = block_columns(m);
   for (int64_t b = 0; b < blocks;) {

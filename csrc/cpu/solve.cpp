@@ -26,7 +26,8 @@ bool Solve::advance(double seconds) {
   running_ = batch_->running();
   for (const auto& slot : batch_->slots()) slot->forget_check();
   const bool lockstep = settings_.lockstep;
-  return batch_->advance(seconds, [lockstep](const Slot& slot) { return lockstep && (slot.checked() || !slot.busy()); });
+  const auto pauses = [lockstep](const Slot& slot) { return lockstep && (slot.checked() || !slot.busy()); };
+  return batch_->advance(seconds, pauses);
 }
 
 bool Solve::converged() const {

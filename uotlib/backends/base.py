@@ -1,4 +1,5 @@
-r"""What a backend is: four operations on a block of rows of the cost, one sentence, and a whole solve where it has one.
+r"""What a backend is: four operations on a block of rows of the cost, and one sentence.  Where it has more, passes of
+the adjoint of its own, which are made of panels else, a whole solve, and a whole solve of the adjoint.
 
 All of them work with the Gibbs kernel :math:`K = e^{-C/\varepsilon}` and the scalings of the plan,
 :math:`T_{ij} = u_i K_{ij} v_j`, given by their logarithms.  A backend never sees masses, penalties or

@@ -1,5 +1,5 @@
 """The operations on the CPU, by the compiled kernels of csrc/cpu: one read of the cost each, or less of it by a sweep
-that may skip blocks; and whole solves (`native_solve`).
+that may skip blocks; whole solves (`native_solve`), and those of the adjoint (csrc/cpu/conjugate.cpp).
 
 Arithmetic is in the type of the cost.  Sums along a row are in that type within a block of 4 KiB of columns and in
 float64 over blocks.  Sums down a column are in that type within a slab of rows and in float64 over slabs, at most 64

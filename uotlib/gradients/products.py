@@ -25,21 +25,17 @@ def product(solved: Solved, v: Tensor, side: int, normalised: bool) -> tuple[Ten
         Y, and the sums that it was divided by, (B, points of that side); 1 for a plain product.
     """
     kernel = solved.kernel
-    answer = v.new_zeros(len(v), kernel.m if side else kernel.n, v.shape[2])
-    sums = v.new_zeros(answer.shape[:2])
+    operand = torch.cat([v, torch.ones_like(v[:, :, :1])], 2) if normalised else v  # sums are one more column
+    answer = v.new_zeros(len(v), kernel.m if side else kernel.n, operand.shape[2])
     for span, _, plan in solved.blocks(*_scalings(solved, side, normalised)):
         if side == 0:
-            answer[:, span] = matmul(plan, v)
+            answer[:, span] = matmul(plan, operand)
         else:
-            answer += matmul(plan.mT, v[:, span])
-        if normalised and side == 0:
-            sums[:, span] = plan.sum(2)
-        elif normalised:
-            sums += plan.sum(1)
-    sums = torch.where(sums > 0, sums, 1.0)
-    if normalised:
-        answer /= sums[:, :, None]
-    return answer, sums
+            answer += matmul(plan.mT, operand[:, span])
+    if not normalised:
+        return answer, v.new_ones(answer.shape[:2])
+    sums = torch.where(answer[:, :, -1] > 0, answer[:, :, -1], 1.0)
+    return answer[:, :, :-1] / sums[:, :, None], sums
 
 
 def product_gradients(solved: Solved, grad: Tensor, v: Tensor, answer: Tensor, sums: Tensor, side: int,
