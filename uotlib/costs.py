@@ -289,7 +289,7 @@ def unit_vectors(features: Tensor) -> Tensor:
     """Features divided by their length; zero, with zero gradient, where there is no direction."""
     length = torch.linalg.vector_norm(features, dim=-1, keepdim=True)
     some = length > 0
-    return torch.where(some, features / torch.where(some, length, 1.0), 0.0)
+    return features * torch.where(some, 1 / torch.where(some, length, 1.0), 0.0)
 
 
 @contextlib.contextmanager
