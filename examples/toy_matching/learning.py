@@ -1,0 +1,151 @@
+"""Training of the matcher, with three ways to differentiate the plan that it is trained through."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from uotlib.nn import FeatureTransport, Matching
+
+from .clouds import SEEN, Clouds, World, one_hot
+
+TAU = 0.5
+#: Features that the sides are projected to, and learning rate of Adam.
+WIDTH, RATE = 16, 1e-2
+#: Iterations that "unrolled" runs, from zero potentials.
+UNROLLED = 20
+#: eps of an annealed training, and the eps that every matcher is evaluated at besides its own.
+ANNEALED = (0.05, 1e-4)
+EVALUATED = 1e-4
+#: Passes that a converged solve may take, and clouds that a matcher is evaluated on.
+MAX_ITER, FRESH = 5000, 4
+GRADIENTS = ("implicit", "unrolled", "half-step")
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What came out of one training.
+
+    Args:
+        eps: Of the training, or "annealed".
+        gradient: One of `GRADIENTS`.
+        seed: Of the world and the initial maps.
+        curve: Share of the plan's mass on right pairs after every step, at the eps of the step.
+        share: The same on fresh clouds after training, at the last eps.
+        share_sharp: At `EVALUATED`.
+        kept, kept_outliers: Mean share of mass that fresh points with and without a class keep, at the last eps.
+        seconds: Of the training.
+    """
+
+    eps: str
+    gradient: str
+    seed: int
+    curve: list[float]
+    share: float
+    share_sharp: float
+    kept: float
+    kept_outliers: float
+    seconds: float
+
+
+class Matcher(torch.nn.Module):
+    """One linear map a side, then transport with learned masses."""
+
+    def __init__(self, eps: float, gradient: str) -> None:
+        super().__init__()
+        self.left, self.right = (torch.nn.Linear(SEEN, WIDTH, bias=False) for _ in range(2))
+        unrolled = {"method": "sinkhorn", "grad": "unrolled", "max_iter": UNROLLED, "tol": 0.0}
+        settings = unrolled if gradient == "unrolled" else {"max_iter": MAX_ITER}
+        self.transport = FeatureTransport(mass_projection=(WIDTH, WIDTH), reg=eps, reg_m=TAU, **settings)
+        self.gradient = gradient
+
+    def forward(self, clouds: Clouds) -> tuple[Tensor, Tensor]:
+        """Loss of the labels carried both ways, and the share of the plan's mass on right pairs."""
+        x, z = self.left(clouds.x), self.right(clouds.z)
+        x_labels, z_labels = one_hot(clouds.x_class), one_hot(clouds.z_class)
+        matching = self.transport(x, z)
+        if self.gradient == "half-step":
+            forth, back = half_steps(x, z, matching, self.transport.reg)
+            at_x, at_z = forth @ z_labels, back @ x_labels
+        else:
+            at_x, at_z = matching.warp(z_labels), matching.warp_back(x_labels)
+        loss = label_error(at_x, x_labels) + label_error(at_z, z_labels)
+        return loss, share(matching.solution.plan.detach(), clouds)
+
+
+def label_error(carried: Tensor, labels: Tensor) -> Tensor:
+    """Squared error of labels (points, classes), a mean over points that have one."""
+    return (carried - labels).square().sum(1)[labels.sum(1) > 0].mean()
+
+
+def half_steps(x: Tensor, z: Tensor, matching: Matching, eps: float) -> tuple[Tensor, Tensor]:
+    r"""Row- and column-normalised plan at the solution, of which only one half-step is differentiated.
+
+    For rows, :math:`g_j = -\lambda\,\mathrm{LSE}_i[\log a_i + (f_i - C_{ij})/\varepsilon]` with f a constant, then
+    :math:`\mathrm{softmax}_j(\log b_j + (g_j - C_{ij})/\varepsilon)`, where f and a drop out; columns likewise.
+    """
+    unit = torch.nn.functional.normalize
+    scaled_cost = (1 - unit(x, dim=1) @ unit(z, dim=1).T) / eps
+    solution = matching.solution
+
+    def normalised(cost: Tensor, own: Tensor, potential: Tensor, other: Tensor) -> Tensor:
+        lse = torch.logsumexp((own.log() + potential.detach() / eps)[:, None] - cost, dim=0)
+        return torch.softmax(other.log() - TAU / (TAU + eps) * lse - cost, dim=1)
+
+    return (normalised(scaled_cost, matching.a, solution.f, matching.b),
+            normalised(scaled_cost.T, matching.b, solution.g, matching.a))
+
+
+def share(plan: Tensor, clouds: Clouds) -> Tensor:
+    """Share of a plan's mass on right pairs."""
+    return (plan * clouds.right).sum() / plan.sum()
+
+
+def train(eps: float | None, gradient: str, seed: int, steps: int, points: int) -> Learned:
+    """Train a matcher on fresh clouds and evaluate it on others.
+
+    Args:
+        eps: Fixed, or None for a geometric schedule from the first to the second of `ANNEALED`.
+        gradient: One of `GRADIENTS`.
+        seed: Of the world and the initial maps.
+        steps: Of Adam.
+        points: A side.
+    """
+    torch.manual_seed(seed)
+    world = World(seed)
+    schedule = [eps] * steps if eps is not None else torch.logspace(*map(math.log10, ANNEALED), steps).tolist()
+    matcher = Matcher(schedule[0], gradient).double()
+    optimiser = torch.optim.Adam(matcher.parameters(), lr=RATE)
+    curve, start = [], time.perf_counter()
+    for matcher.transport.reg in schedule:
+        loss, right = matcher(world.draw(points))
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        curve.append(float(right))
+    seconds = time.perf_counter() - start
+    return Learned("annealed" if eps is None else f"{eps:g}", gradient, seed, curve,
+                   *evaluate(matcher, [world.draw(points) for _ in range(FRESH)]), seconds)
+
+
+@torch.no_grad()
+def evaluate(matcher: Matcher, fresh: list[Clouds]) -> tuple[float, float, float, float]:
+    """`Learned.share`, ``share_sharp``, ``kept`` and ``kept_outliers``, means over clouds, by converged plans."""
+    transport = copy.deepcopy(matcher.transport)
+    transport.method, transport.max_iter, transport.tol, transport.grad = "auto", MAX_ITER, None, "none"
+    scores = []
+    for clouds in fresh:
+        x, z = matcher.left(clouds.x), matcher.right(clouds.z)
+        transport.reg = matcher.transport.reg
+        matching = transport(x, z)
+        inlier = clouds.x_class >= 0
+        transport.reg = EVALUATED
+        scores.append((share(matching.solution.plan, clouds), share(transport(x, z).solution.plan, clouds),
+                       matching.kept[inlier].mean(), matching.kept[~inlier].mean()))
+    mean = torch.tensor(scores).mean(0)
+    return tuple(mean.tolist())  # type: ignore[return-value]
