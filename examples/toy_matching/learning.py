@@ -12,11 +12,10 @@ from torch import Tensor
 
 from uotlib.nn import FeatureTransport, Matching
 
-from .clouds import SEEN, Clouds, World, one_hot
+from .clouds import CLASSES, SEEN, Clouds, World, one_hot
 
-TAU = 0.5
 #: Features that the sides are projected to, and learning rate of Adam.
-WIDTH, RATE = 16, 1e-2
+WIDTH, RATE = 16, 3e-3
 #: Iterations that "unrolled" runs, from zero potentials.
 UNROLLED = 20
 #: eps of an annealed training, and the eps that every matcher is evaluated at besides its own.
@@ -39,6 +38,7 @@ class Learned:
         share: The same on fresh clouds after training, at the last eps.
         share_sharp: At `EVALUATED`.
         kept, kept_outliers: Mean share of mass that fresh points with and without a class keep, at the last eps.
+        plan: Plan of fresh clouds at the last eps, sorted by class with the outliers at the end.
         seconds: Of the training.
     """
 
@@ -50,18 +50,19 @@ class Learned:
     share_sharp: float
     kept: float
     kept_outliers: float
+    plan: Tensor
     seconds: float
 
 
 class Matcher(torch.nn.Module):
     """One linear map a side, then transport with learned masses."""
 
-    def __init__(self, eps: float, gradient: str) -> None:
+    def __init__(self, eps: float, tau: float, gradient: str) -> None:
         super().__init__()
         self.left, self.right = (torch.nn.Linear(SEEN, WIDTH, bias=False) for _ in range(2))
         unrolled = {"method": "sinkhorn", "grad": "unrolled", "max_iter": UNROLLED, "tol": 0.0}
         settings = unrolled if gradient == "unrolled" else {"max_iter": MAX_ITER}
-        self.transport = FeatureTransport(mass_projection=(WIDTH, WIDTH), reg=eps, reg_m=TAU, **settings)
+        self.transport = FeatureTransport(mass_projection=(WIDTH, WIDTH), reg=eps, reg_m=tau, **settings)
         self.gradient = gradient
 
     def forward(self, clouds: Clouds) -> tuple[Tensor, Tensor]:
@@ -70,7 +71,7 @@ class Matcher(torch.nn.Module):
         x_labels, z_labels = one_hot(clouds.x_class), one_hot(clouds.z_class)
         matching = self.transport(x, z)
         if self.gradient == "half-step":
-            forth, back = half_steps(x, z, matching, self.transport.reg)
+            forth, back = half_steps(x, z, matching, self.transport.reg, self.transport.reg_m)
             at_x, at_z = forth @ z_labels, back @ x_labels
         else:
             at_x, at_z = matching.warp(z_labels), matching.warp_back(x_labels)
@@ -83,7 +84,7 @@ def label_error(carried: Tensor, labels: Tensor) -> Tensor:
     return (carried - labels).square().sum(1)[labels.sum(1) > 0].mean()
 
 
-def half_steps(x: Tensor, z: Tensor, matching: Matching, eps: float) -> tuple[Tensor, Tensor]:
+def half_steps(x: Tensor, z: Tensor, matching: Matching, eps: float, tau: float) -> tuple[Tensor, Tensor]:
     r"""Row- and column-normalised plan at the solution, of which only one half-step is differentiated.
 
     For rows, :math:`g_j = -\lambda\,\mathrm{LSE}_i[\log a_i + (f_i - C_{ij})/\varepsilon]` with f a constant, then
@@ -95,7 +96,7 @@ def half_steps(x: Tensor, z: Tensor, matching: Matching, eps: float) -> tuple[Te
 
     def normalised(cost: Tensor, own: Tensor, potential: Tensor, other: Tensor) -> Tensor:
         lse = torch.logsumexp((own.log() + potential.detach() / eps)[:, None] - cost, dim=0)
-        return torch.softmax(other.log() - TAU / (TAU + eps) * lse - cost, dim=1)
+        return torch.softmax(other.log() - tau / (tau + eps) * lse - cost, dim=1)
 
     return (normalised(scaled_cost, matching.a, solution.f, matching.b),
             normalised(scaled_cost.T, matching.b, solution.g, matching.a))
@@ -106,11 +107,12 @@ def share(plan: Tensor, clouds: Clouds) -> Tensor:
     return (plan * clouds.right).sum() / plan.sum()
 
 
-def train(eps: float | None, gradient: str, seed: int, steps: int, points: int) -> Learned:
+def train(eps: float | None, tau: float, gradient: str, seed: int, steps: int, points: int) -> Learned:
     """Train a matcher on fresh clouds and evaluate it on others.
 
     Args:
         eps: Fixed, or None for a geometric schedule from the first to the second of `ANNEALED`.
+        tau: Of both sides.
         gradient: One of `GRADIENTS`.
         seed: Of the world and the initial maps.
         steps: Of Adam.
@@ -119,7 +121,7 @@ def train(eps: float | None, gradient: str, seed: int, steps: int, points: int) 
     torch.manual_seed(seed)
     world = World(seed)
     schedule = [eps] * steps if eps is not None else torch.logspace(*map(math.log10, ANNEALED), steps).tolist()
-    matcher = Matcher(schedule[0], gradient).double()
+    matcher = Matcher(ANNEALED[0] if eps is None else eps, tau, gradient).double()
     optimiser = torch.optim.Adam(matcher.parameters(), lr=RATE)
     curve, start = [], time.perf_counter()
     for matcher.transport.reg in schedule:
@@ -134,8 +136,8 @@ def train(eps: float | None, gradient: str, seed: int, steps: int, points: int) 
 
 
 @torch.no_grad()
-def evaluate(matcher: Matcher, fresh: list[Clouds]) -> tuple[float, float, float, float]:
-    """`Learned.share`, ``share_sharp``, ``kept`` and ``kept_outliers``, means over clouds, by converged plans."""
+def evaluate(matcher: Matcher, fresh: list[Clouds]) -> tuple[float, float, float, float, Tensor]:
+    """Means over clouds of share, share_sharp, kept and kept_outliers as in `Learned`, and a plan; all converged."""
     transport = copy.deepcopy(matcher.transport)
     transport.method, transport.max_iter, transport.tol, transport.grad = "auto", MAX_ITER, None, "none"
     scores = []
@@ -147,5 +149,6 @@ def evaluate(matcher: Matcher, fresh: list[Clouds]) -> tuple[float, float, float
         transport.reg = EVALUATED
         scores.append((share(matching.solution.plan, clouds), share(transport(x, z).solution.plan, clouds),
                        matching.kept[inlier].mean(), matching.kept[~inlier].mean()))
-    mean = torch.tensor(scores).mean(0)
-    return tuple(mean.tolist())  # type: ignore[return-value]
+    right, sharp, kept, kept_outliers = torch.tensor(scores).mean(0).tolist()
+    rows, columns = (labels.where(labels >= 0, CLASSES).argsort() for labels in (clouds.x_class, clouds.z_class))
+    return right, sharp, kept, kept_outliers, matching.solution.plan[rows][:, columns]
