@@ -284,6 +284,13 @@ def test_features_and_values_are_refused_by_name():
         matching.warp(features(3, 2, 3))
     with pytest.raises(ValueError, match=r"levels\[1\] must be images"):
         matching.warp_all([features(3, 2, 4), features(3, 2, 3)])
+    points = module(x, z)
+    with pytest.raises(TypeError, match=r"levels\[1\] must have a floating-point dtype, got torch\.int64"):
+        points.warp_all([features(8, 2), torch.ones(8, 2, dtype=torch.int64)])
+    with pytest.raises(ValueError, match=r"levels must have shapes \(..., 8, k\), got \(8, 2\), \(7, 2\)"):
+        points.warp_all([features(8, 2), features(7, 2)])
+    with pytest.raises(ValueError, match=r"levels do not broadcast: \(2, 8, 2\), \(3, 8, 2\)"):
+        points.warp_all([features(2, 8, 2), features(3, 8, 2)])
     with pytest.raises(TypeError, match="levels must be a list of at least one tensor"):
         matching.warp_all([])
     with pytest.raises(ValueError, match="method must be 'auto' or 'sinkhorn', got 'newton'"):

@@ -52,7 +52,8 @@ def sinkhorn_divergence(cost: InnerProductCost | tuple[Tensor | Cost, Tensor | C
 
     Returns:
         S, (...), in units of the cost times mass.  It is a difference: its rounding error is that of V, about 1e-7 V in
-        float32, below which it may be negative.
+        float32, and each V is that of its plan, above the optimum by at most `Solution.gap`; below the two it may be
+        negative.
 
     Raises:
         TypeError: for an argument of a wrong type or dtype, a dense cost alone, or a pair of penalties.

@@ -40,9 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     print("\n".join(markdown(table)))
     print()
 
-    print(f"before training: columns that a row is spread over (partners), and gradients of {CLOUDS} fresh clouds: mean "
-          "cosine of two")
-    print("clouds (agree) and with the implicit one of the same cloud (aligned), and norm; medians of seeds")
+    print(f"before training: columns that a row is spread over (partners), and gradients of {CLOUDS} fresh clouds: "
+          "mean cosine of")
+    print("two of them (agree) and with the implicit one of the same cloud (aligned), and norm; medians of seeds")
     for text in slope_lines([slopes(eps, options.tau, options.seeds, options.points)
                              for eps in options.eps if eps is not None]):
         print(text)

@@ -9,7 +9,7 @@ from ..api import unbalanced_sinkhorn
 from ..costs import CosineCost, unit_vectors
 from ..masses import cross_masses
 from ..options import SolverOptions
-from .matching import Matching, as_points
+from .matching import Matching, as_map, as_points
 from .settings import check_choice, check_flag, check_penalty, check_positive
 
 Penalty = float | tuple[float, float]
@@ -123,7 +123,7 @@ class FeatureTransport(torch.nn.Module):
             reg_m=self.reg_m_eval if evaluating and self.reg_m_eval is not None else self.reg_m,
             reg_type=self.reg_type, method=self.method, max_iter=self.max_iter, tol=self.tol, init=init,
             grad=self.grad, backend=self.backend, options=self.options)
-        return Matching(solution, Matching._sized(a, x_size), Matching._sized(b, z_size), x_size, z_size)
+        return Matching(solution, as_map(a, x_size), as_map(b, z_size), x_size, z_size)
 
     def mass(self, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
         """Masses (..., n) and (..., m) of features (..., n, d) and (..., m, d), as `forward` gives them."""

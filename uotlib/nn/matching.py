@@ -2,6 +2,7 @@ r"""What `FeatureTransport` returns: one plan, and whatever it carries from one 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from ..solution import Solution
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Matching:
     r"""A plan between two feature sets x and z, with the masses that it was solved for.
 
@@ -69,14 +70,29 @@ class Matching:
         return as_layout(product(as_points("values", values, self.x_size)), self.z_size)
 
     def warp_all(self, levels: Sequence[Tensor], *, normalised: bool = True) -> list[Tensor]:
-        """`warp` of several values, joined by their channels: one pass over the plan, forward and backward."""
+        """`warp` of several values, joined by their channels: one pass over the plan, forward and backward.
+
+        Args:
+            levels: Values (..., m, k) or images, each with its own k; batch dimensions broadcast.
+            normalised: As in `warp`.
+
+        Returns:
+            What `warp` gives for each.
+
+        Raises:
+            TypeError, ValueError: for values that are no floating-point tensors of such shapes.
+        """
         if not isinstance(levels, list | tuple) or not levels:
             raise TypeError(f"levels must be a list of at least one tensor, got {type(levels).__name__}")
         points = [as_points(f"levels[{k}]", values, self.z_size) for k, values in enumerate(levels)]
-        if any(values.ndim < 2 for values in points):
-            raise ValueError("levels must have shapes (..., m, k), got "
-                             + ", ".join(str(tuple(values.shape)) for values in points))
-        batch = torch.broadcast_shapes(*(values.shape[:-2] for values in points))
+        m = self.b.shape[-1] if self.z_size is None else math.prod(self.z_size)
+        listed = ", ".join(str(tuple(values.shape)) for values in levels)
+        if any(values.ndim < 2 or values.shape[-2] != m for values in points):
+            raise ValueError(f"levels must have shapes (..., {m}, k), got {listed}")
+        try:
+            batch = torch.broadcast_shapes(*(values.shape[:-2] for values in points))
+        except RuntimeError as error:
+            raise ValueError(f"batch dimensions of levels do not broadcast: {listed}") from error
         joined = torch.cat([values.expand(*batch, *values.shape[-2:]) for values in points], -1)
         product = (self.solution.barycentric if normalised else self.solution.apply)(joined)
         return [as_layout(part, self.x_size)
@@ -89,26 +105,24 @@ class Matching:
         Small for an outlier; 1 where the marginal is exact; above 1 where mass is asked for.  Clamped to 1 it is a
         confidence.  0 for a point without mass.
         """
-        return _share(self._sized(self.solution.row_mass, self.x_size), self.a)
+        return _share(as_map(self.solution.row_mass, self.x_size), self.a)
 
     @property
     def kept_back(self) -> Tensor:
         r"""Share of the mass of each point of z, :math:`(T^\top\mathbf 1)_j / b_j`, shaped as `b`; see `kept`."""
-        return _share(self._sized(self.solution.col_mass, self.z_size), self.b)
+        return _share(as_map(self.solution.col_mass, self.z_size), self.b)
 
     def matches(self) -> Tensor:
         """Best match of each point of x among those of z, int64, shaped as `a`; an index of a pixel is row-major."""
-        return self._sized(self.solution.argmax(), self.x_size)
-
-    @staticmethod
-    def _sized(vector: Tensor, size: tuple[int, int] | None) -> Tensor:
-        return vector if size is None else vector.unflatten(-1, size)
+        return as_map(self.solution.argmax(), self.x_size)
 
 
 def as_points(name: str, values: object, size: tuple[int, int] | None) -> Tensor:
     """Values as (..., points, k); ``size`` is that of the images that they must have, None for points."""
     if not isinstance(values, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(values).__name__}")
+    if not values.dtype.is_floating_point:
+        raise TypeError(f"{name} must have a floating-point dtype, got {values.dtype}")
     if size is None:
         return values
     if values.ndim < 3 or tuple(values.shape[-2:]) != size:
@@ -119,6 +133,11 @@ def as_points(name: str, values: object, size: tuple[int, int] | None) -> Tensor
 def as_layout(points: Tensor, size: tuple[int, int] | None) -> Tensor:
     """(..., points, k) as it is, or as images (..., k, H, W)."""
     return points if size is None else points.mT.unflatten(-1, size)
+
+
+def as_map(vector: Tensor, size: tuple[int, int] | None) -> Tensor:
+    """(..., points) as it is, or as (..., H, W)."""
+    return vector if size is None else vector.unflatten(-1, size)
 
 
 def _share(marginal: Tensor, mass: Tensor) -> Tensor:
