@@ -10,7 +10,7 @@ from ..costs import CosineCost, unit_vectors
 from ..masses import cross_masses
 from ..options import SolverOptions
 from .matching import Matching, as_map, as_points
-from .settings import check_choice, check_flag, check_penalty, check_positive
+from .settings import check_choice, check_flag, check_floating, check_penalty, check_positive
 
 Penalty = float | tuple[float, float]
 
@@ -148,10 +148,7 @@ class FeatureTransport(torch.nn.Module):
                 f"reg_type={self.reg_type!r}, grad={self.grad!r}")
 
     def _size(self, name: str, features: object) -> tuple[int, int] | None:
-        if not isinstance(features, Tensor):
-            raise TypeError(f"{name} must be a torch.Tensor, got {type(features).__name__}")
-        if not features.dtype.is_floating_point:
-            raise TypeError(f"{name} must have a floating-point dtype, got {features.dtype}")
+        features = check_floating(name, features)
         wanted = "(..., d, H, W)" if self.images else "(..., points, d)"
         if features.ndim < (3 if self.images else 2) or 0 in features.shape[(-3 if self.images else -2):]:
             raise ValueError(f"{name} must have shape {wanted} without an empty dimension, "

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..solution import Solution
+from .settings import check_floating
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,10 +120,7 @@ class Matching:
 
 def as_points(name: str, values: object, size: tuple[int, int] | None) -> Tensor:
     """Values as (..., points, k); ``size`` is that of the images that they must have, None for points."""
-    if not isinstance(values, Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor, got {type(values).__name__}")
-    if not values.dtype.is_floating_point:
-        raise TypeError(f"{name} must have a floating-point dtype, got {values.dtype}")
+    values = check_floating(name, values)
     if size is None:
         return values
     if values.ndim < 3 or tuple(values.shape[-2:]) != size:
