@@ -279,6 +279,8 @@ def test_features_and_values_are_refused_by_name():
         module(x, z[:0])
     with pytest.raises(ValueError, match="same feature size, got 5 and 4"):
         module(x, z[:, :4])
+    with pytest.raises(ValueError, match="x must have 4 features, as mass_projection says, got 5"):
+        transport(mass_projection=(4, 2))(x, z)
     matching = images(features(5, 2, 3), features(5, 2, 4, seed=1))
     with pytest.raises(ValueError, match=r"values must be images \(..., k, 2, 4\), got \(3, 2, 3\)"):
         matching.warp(features(3, 2, 3))

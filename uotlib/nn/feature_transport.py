@@ -127,6 +127,10 @@ class FeatureTransport(torch.nn.Module):
 
     def mass(self, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
         """Masses (..., n) and (..., m) of features (..., n, d) and (..., m, d), as `forward` gives them."""
+        for name, features, project in (("x", x, self.project_x), ("z", z, self.project_z)):
+            if isinstance(project, torch.nn.Linear) and features.shape[-1] != project.in_features:
+                raise ValueError(f"{name} must have {project.in_features} features, as mass_projection says, "
+                                 f"got {features.shape[-1]}")
         x, z = self.project_x(x), self.project_z(z)
         if self.masses == "cross":
             return cross_masses(x, z, normalize=self.normalize, floor=self.floor)
