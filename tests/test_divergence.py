@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 
+import geomloss
 import ot
 import pytest
 import torch
@@ -53,6 +54,16 @@ def test_values_of_pot(reg, reg_m):
     expected = pot_value(x, z, a, b, reg, reg_m) - 0.5 * pot_value(x, x, a, a, reg, reg_m) \
         - 0.5 * pot_value(z, z, b, b, reg, reg_m) + 0.5 * reg * (a.sum() - b.sum()) ** 2
     assert_close(sinkhorn_divergence(SqEuclideanCost(x, z), a, b, reg=reg, reg_m=reg_m, **EXACT), expected, 1e-9)
+
+
+@pytest.mark.parametrize("ratio", [1.0, 0.4])
+def test_value_of_geomloss(ratio):
+    """GeomLoss, by an author of the paper, halves the square and stops after one sweep of its annealing: 5e-5 here."""
+    x, z, a, b = clouds(batch=(1,))
+    loss = geomloss.SamplesLoss("sinkhorn", p=2, blur=0.3, reach=0.7, scaling=0.99, backend="tensorized")
+    dense = tuple(0.5 * torch.cdist(*pair)[0].square() for pair in ((x, z), (x, x), (z, z)))
+    found = sinkhorn_divergence(dense, a[0], ratio * b[0], reg=0.3**2, reg_m=0.7**2, **EXACT)
+    assert_close(found[None], loss(a, x, ratio * b, z), 1e-3)
 
 
 @pytest.mark.parametrize("reg_m", [0.05, 0.7, 40.0])
