@@ -11,8 +11,6 @@ from torch import Tensor
 CLASSES, LATENT, SEEN = 14, 16, 32
 #: Standard deviation of a point around its class, in units of the spread of classes.
 NOISE = 0.25
-#: Share of points on each side that belong to no class.
-OUTLIERS = 0.25
 
 
 @dataclass(frozen=True)
@@ -43,9 +41,11 @@ class World:
 
     Args:
         seed: Of the world and of every cloud drawn from it.
+        outliers: Share of points on each side that belong to no class.
     """
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, outliers: float) -> None:
+        self.outliers = outliers
         self._rng = torch.Generator().manual_seed(seed)
         self.centres = self._normal(CLASSES, LATENT)
         self.views = [self._normal(LATENT, SEEN) / LATENT**0.5 for _ in range(2)]
@@ -58,7 +58,7 @@ class World:
     def _side(self, view: Tensor, points: int) -> tuple[Tensor, Tensor]:
         labels = torch.randint(CLASSES, (points,), generator=self._rng)
         latent = self.centres[labels] + NOISE * self._normal(points, LATENT)
-        out = torch.rand(points, generator=self._rng) < OUTLIERS
+        out = torch.rand(points, generator=self._rng) < self.outliers
         latent[out] = self._normal(int(out.sum()), LATENT)
         labels[out] = -1
         return latent @ view, labels

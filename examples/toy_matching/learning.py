@@ -27,6 +27,25 @@ GRADIENTS = ("implicit", "unrolled", "half-step")
 
 
 @dataclass(frozen=True)
+class Task:
+    """What is learned, the same for all trainings of a run.
+
+    Args:
+        steps: Of Adam.
+        points: A side.
+        outliers: Share of them without a class.
+        tau: Of both sides.
+        masses: "softmax" or "cross", of learned projections, or "uniform": `FeatureTransport`.
+    """
+
+    steps: int = 250
+    points: int = 128
+    outliers: float = 0.25
+    tau: float = 0.1
+    masses: str = "softmax"
+
+
+@dataclass(frozen=True)
 class Learned:
     """What came out of one training.
 
@@ -37,6 +56,8 @@ class Learned:
         curve: Share of the plan's mass on right pairs after every step, at the eps of the step.
         share: The same on fresh clouds after training, at the last eps.
         share_sharp: At `EVALUATED`.
+        rows: Share of a row on right pairs, a mean over the points of x with a class: a class that masses dropped
+            counts like any other.
         kept, kept_outliers: Mean share of mass that fresh points with and without a class keep, at the last eps.
         plan: Plan of fresh clouds at the last eps, sorted by class with the outliers at the end.
         seconds: Of the training.
@@ -48,6 +69,7 @@ class Learned:
     curve: list[float]
     share: float
     share_sharp: float
+    rows: float
     kept: float
     kept_outliers: float
     plan: Tensor
@@ -57,12 +79,14 @@ class Learned:
 class Matcher(torch.nn.Module):
     """One linear map a side, then transport with learned masses."""
 
-    def __init__(self, eps: float, tau: float, gradient: str) -> None:
+    def __init__(self, eps: float, gradient: str, task: Task) -> None:
         super().__init__()
         self.left, self.right = (torch.nn.Linear(SEEN, WIDTH, bias=False) for _ in range(2))
         unrolled = {"method": "sinkhorn", "grad": "unrolled", "max_iter": UNROLLED, "tol": 0.0}
         settings = unrolled if gradient == "unrolled" else {"max_iter": MAX_ITER}
-        self.transport = FeatureTransport(mass_projection=(WIDTH, WIDTH), reg=eps, reg_m=tau, **settings)
+        learned = None if task.masses == "uniform" else (WIDTH, WIDTH)
+        self.transport = FeatureTransport(masses=task.masses, mass_projection=learned, reg=eps, reg_m=task.tau,
+                                          **settings)
         self.gradient = gradient
 
     def forward(self, clouds: Clouds) -> tuple[Tensor, Tensor]:
@@ -107,37 +131,36 @@ def share(plan: Tensor, clouds: Clouds) -> Tensor:
     return (plan * clouds.right).sum() / plan.sum()
 
 
-def train(eps: float | None, tau: float, gradient: str, seed: int, steps: int, points: int) -> Learned:
+def train(eps: float | None, gradient: str, seed: int, task: Task) -> Learned:
     """Train a matcher on fresh clouds and evaluate it on others.
 
     Args:
         eps: Fixed, or None for a geometric schedule from the first to the second of `ANNEALED`.
-        tau: Of both sides.
         gradient: One of `GRADIENTS`.
         seed: Of the world and the initial maps.
-        steps: Of Adam.
-        points: A side.
+        task: Everything else.
     """
     torch.manual_seed(seed)
-    world = World(seed)
-    schedule = [eps] * steps if eps is not None else torch.logspace(*map(math.log10, ANNEALED), steps).tolist()
-    matcher = Matcher(ANNEALED[0] if eps is None else eps, tau, gradient).double()
+    world = World(seed, task.outliers)
+    annealed = torch.logspace(*map(math.log10, ANNEALED), task.steps).tolist()
+    schedule = annealed if eps is None else [eps] * task.steps
+    matcher = Matcher(ANNEALED[0] if eps is None else eps, gradient, task).double()
     optimiser = torch.optim.Adam(matcher.parameters(), lr=RATE)
     curve, start = [], time.perf_counter()
     for matcher.transport.reg in schedule:
-        loss, right = matcher(world.draw(points))
+        loss, right = matcher(world.draw(task.points))
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
         curve.append(float(right))
     seconds = time.perf_counter() - start
     return Learned("annealed" if eps is None else f"{eps:g}", gradient, seed, curve,
-                   *evaluate(matcher, [world.draw(points) for _ in range(FRESH)]), seconds)
+                   *evaluate(matcher, [world.draw(task.points) for _ in range(FRESH)]), seconds)
 
 
 @torch.no_grad()
-def evaluate(matcher: Matcher, fresh: list[Clouds]) -> tuple[float, float, float, float, Tensor]:
-    """Means over clouds of share, share_sharp, kept and kept_outliers as in `Learned`, and a plan; all converged."""
+def evaluate(matcher: Matcher, fresh: list[Clouds]) -> tuple[float, float, float, float, float, Tensor]:
+    """From share to plan of `Learned`, means over clouds (the plan of the last), all of converged solves."""
     transport = copy.deepcopy(matcher.transport)
     transport.method, transport.max_iter, transport.tol, transport.grad = "auto", MAX_ITER, None, "none"
     scores = []
@@ -147,8 +170,10 @@ def evaluate(matcher: Matcher, fresh: list[Clouds]) -> tuple[float, float, float
         matching = transport(x, z)
         inlier = clouds.x_class >= 0
         transport.reg = EVALUATED
-        scores.append((share(matching.solution.plan, clouds), share(transport(x, z).solution.plan, clouds),
+        plan = matching.solution.plan
+        rows = ((plan * clouds.right).sum(1) / plan.sum(1))[inlier].mean()
+        scores.append((share(plan, clouds), share(transport(x, z).solution.plan, clouds), rows,
                        matching.kept[inlier].mean(), matching.kept[~inlier].mean()))
-    right, sharp, kept, kept_outliers = torch.tensor(scores).mean(0).tolist()
-    rows, columns = (labels.where(labels >= 0, CLASSES).argsort() for labels in (clouds.x_class, clouds.z_class))
-    return right, sharp, kept, kept_outliers, matching.solution.plan[rows][:, columns]
+    right, sharp, rows, kept, kept_outliers = torch.tensor(scores).mean(0).tolist()
+    order, columns = (labels.where(labels >= 0, CLASSES).argsort() for labels in (clouds.x_class, clouds.z_class))
+    return right, sharp, rows, kept, kept_outliers, plan[order][:, columns]

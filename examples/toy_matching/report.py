@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, median
@@ -14,7 +15,7 @@ SMOOTH = 15
 
 def header(seeds: int) -> str:
     width = 6 * seeds + 2
-    return (f"{'eps':<10}{'gradient':<11}{'right, each seed':>{max(width, 18)}}  median  at {EVALUATED:g}"
+    return (f"{'eps':<10}{'gradient':<11}{'right, each seed':>{max(width, 18)}}  median  at {EVALUATED:g}  rows"
             "  kept: class  outlier  ms a step")
 
 
@@ -22,13 +23,16 @@ def line(runs: Sequence[Learned]) -> str:
     """One line under `header`: the runs of one eps and gradient."""
     each = "".join(f"{run.share:6.2f}" for run in runs)
     pace = median(1e3 * run.seconds / max(len(run.curve), 1) for run in runs)
+    kept_outliers = median(run.kept_outliers for run in runs)
+    fallen = "-" if math.isnan(kept_outliers) else f"{kept_outliers:.2f}"  # there may be none
     return (f"{runs[0].eps:<10}{runs[0].gradient:<11}{each:>{max(6 * len(runs) + 2, 18)}}"
             f"{median(run.share for run in runs):8.2f}{median(run.share_sharp for run in runs):10.2f}"
-            f"{median(run.kept for run in runs):13.2f}{median(run.kept_outliers for run in runs):9.2f}{pace:11.0f}")
+            f"{median(run.rows for run in runs):6.2f}"
+            f"{median(run.kept for run in runs):13.2f}{fallen:>9}{pace:11.0f}")
 
 
 def markdown(table: Sequence[Sequence[Learned]]) -> list[str]:
-    """The table of docs/learning.md: an eps a line, median and range of `Learned.share` for each gradient."""
+    """The table of docs/learning.md: an eps a line, median and range of `Learned.share`, and rows."""
     found = {(runs[0].eps, runs[0].gradient): runs for runs in table}
     columns = [gradient for gradient in GRADIENTS if any(key[1] == gradient for key in found)]
     lines = ["| eps while training | " + " | ".join(columns) + " |", "| --- |" + " --- |" * len(columns)]
@@ -43,7 +47,8 @@ def _cell(runs: Sequence[Learned] | None) -> str:
     if runs is None:
         return "-"
     shares = [run.share for run in runs]
-    return f"{median(shares):.2f} ({min(shares):.2f} to {max(shares):.2f})"
+    rows = median(run.rows for run in runs)
+    return f"{median(shares):.2f} ({min(shares):.2f} to {max(shares):.2f}), rows {rows:.2f}"
 
 
 def draw(path: Path, table: Sequence[Sequence[Learned]], before: Learned, after: Learned) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .clouds import World
-from .learning import GRADIENTS, Matcher
+from .learning import GRADIENTS, Matcher, Task
 
 #: Fresh clouds whose gradients are compared.
 CLOUDS = 8
@@ -36,9 +36,9 @@ class Slopes:
     size: dict[str, float]
 
 
-def slopes(eps: float, tau: float, seeds: int, points: int) -> Slopes:
+def slopes(eps: float, seeds: int, task: Task) -> Slopes:
     """Compare gradients at one eps."""
-    found = {gradient: [_gradients(eps, tau, gradient, seed, points) for seed in range(seeds)]
+    found = {gradient: [_gradients(eps, gradient, seed, task) for seed in range(seeds)]
              for gradient in GRADIENTS}
     agreement, aligned, size = {}, {}, {}
     for gradient, worlds in found.items():
@@ -51,13 +51,13 @@ def slopes(eps: float, tau: float, seeds: int, points: int) -> Slopes:
     return Slopes(eps, _median([partners for _, partners in found["implicit"]]), agreement, aligned, size)
 
 
-def _gradients(eps: float, tau: float, gradient: str, seed: int, points: int) -> tuple[Tensor, Tensor]:
+def _gradients(eps: float, gradient: str, seed: int, task: Task) -> tuple[Tensor, Tensor]:
     """Gradients of `CLOUDS` losses to all maps, (CLOUDS, parameters), and the partners of a row."""
     torch.manual_seed(seed)
-    matcher, world = Matcher(eps, tau, gradient).double(), World(seed)
+    matcher, world = Matcher(eps, gradient, task).double(), World(seed, task.outliers)
     rows, partners = [], []
     for _ in range(CLOUDS):
-        clouds = world.draw(points)
+        clouds = world.draw(task.points)
         matcher.zero_grad()
         matcher(clouds)[0].backward()
         rows.append(torch.cat([parameter.grad.flatten() for parameter in matcher.parameters()]))
