@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -297,6 +299,14 @@ def test_features_and_values_are_refused_by_name():
         matching.warp_all([])
     with pytest.raises(ValueError, match="method must be 'auto' or 'sinkhorn', got 'newton'"):
         transport(method="newton")(x, z)
+
+
+def test_example_of_the_documentation_runs():
+    text = (Path(__file__).parents[1] / "docs" / "learning.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert blocks
+    for block in blocks:
+        exec(compile(block, "learning.md", "exec"), {})
 
 
 # The loss.

@@ -91,7 +91,7 @@ def test_annealing_ends_at_its_last_eps():
 def test_sharp_plans_have_one_partner_and_gradients_that_agree_less():
     """A large eps spreads a row over its neighbours; gradients are aligned with themselves, always."""
     smooth, sharp = (slopes(eps, 1, Task(points=40)) for eps in (0.1, 1e-4))
-    assert sharp.partners == pytest.approx(1.0, abs=0.05)
+    assert sharp.partners == pytest.approx(1.0, abs=0.2)
     assert smooth.partners > 3
     assert smooth.agreement["implicit"] > 0.2 > 2 * sharp.agreement["implicit"]
     assert smooth.aligned["implicit"] == pytest.approx(1.0)

@@ -28,6 +28,8 @@ class FeatureTransport(torch.nn.Module):
 
     Args:
         masses: "cross": relevance to the other set, Eq. 3 of UNITE (`cross_masses`: totals sum to 2 and may differ).
+            Points that point away from the other set's mean fall to the floor, and whole classes of them may stay there
+            (docs/learning.md).
             "softmax": :math:`a = \mathrm{softmax}_i(\langle x_i, \bar z\rangle / t)` with the mean of the other set,
             and so for b; totals 1 each.  "uniform": 1/n and 1/m.
         mass_projection: (d, k): masses are those of P x and Q z, two learned linear maps from d to k features without
