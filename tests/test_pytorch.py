@@ -13,6 +13,7 @@ from problems import draw
 from torch import Tensor
 
 from uotlib import ConvergenceWarning, CosineCost, DotCost, SqEuclideanCost, cross_masses, unbalanced_sinkhorn
+from uotlib.nn import FeatureTransport, UnbalancedSinkhornLoss
 from uotlib.primitive import Primitive
 
 EXACT = {"tol": 0, "max_iter": 80}
@@ -140,6 +141,32 @@ def test_compiled_module_equals_eager(kind):
         here, there = (torch.autograd.grad(run(*arguments)[output].square().sum(), tuple(module.parameters()))
                        for run in (compiled, module))
         torch.testing.assert_close(here, there)
+
+
+@pytest.mark.parametrize("masses", ["cross", "softmax", "uniform"])
+def test_compiled_matcher_equals_eager(masses):
+    torch.manual_seed(1)
+    layer = FeatureTransport(masses=masses, mass_projection=None if masses == "uniform" else (6, 4), reg=0.1, **EXACT)
+    x, z, v = features(2, 8, 6).float().requires_grad_(), features(2, 9, 6).float(), features(2, 9, 3).float()
+
+    def outputs_of(x: Tensor) -> tuple[Tensor, ...]:
+        matching = layer(x, z)
+        return matching.warp(v), matching.warp_back(x), matching.kept
+
+    compiled = torch.compile(outputs_of, fullgraph=True, backend="aot_eager")
+    here, there = compiled(x), outputs_of(x)
+    torch.testing.assert_close(here, there)
+    slopes = [torch.autograd.grad(sum(part.square().sum() for part in parts), x) for parts in (here, there)]
+    torch.testing.assert_close(*slopes)
+
+
+@pytest.mark.parametrize("debiased", [True, False])
+def test_compiled_loss_equals_eager(debiased):
+    layer = UnbalancedSinkhornLoss(reg=0.1, reg_m=1.0, debiased=debiased, **EXACT)
+    x, z = leaf(features(7, 3)), features(6, 3, seed=1)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x, z), layer(x, z))
+    torch.testing.assert_close(gradients(lambda x: compiled(x, z), x), gradients(lambda x: layer(x, z), x))
 
 
 def test_compiled_unrolled_equals_eager():
