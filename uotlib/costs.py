@@ -206,7 +206,7 @@ class InnerProductCost(Cost):
             return self.finish(torch.bmm(x[:, rows], z.mT)).to(dtype)
 
     def finish(self, cost: Tensor) -> Tensor:
-        """Corrects what rounding may do to a fresh block; derivatives are those without it."""
+        """Corrects, in place, what rounding may do to a fresh block; derivatives are those without it."""
         return cost
 
     def pull_back(self, prepared: tuple[Tensor, ...], rows: slice, dtype: torch.dtype, grad: Tensor,
@@ -261,7 +261,7 @@ class CosineCost(InnerProductCost):
         return x.new_ones(x.shape[:2]), z.new_zeros(z.shape[:2]), unit_vectors(x), unit_vectors(z)
 
     def finish(self, cost: Tensor) -> Tensor:
-        return cost.clamp(0.0, 2.0)
+        return cost.clamp_(0.0, 2.0)
 
 
 class SqEuclideanCost(InnerProductCost):
@@ -275,7 +275,7 @@ class SqEuclideanCost(InnerProductCost):
         return x.square().sum(-1), z.square().sum(-1), x, z
 
     def finish(self, cost: Tensor) -> Tensor:
-        return cost.clamp_min(0.0)
+        return cost.clamp_min_(0.0)
 
 
 class DotCost(InnerProductCost):

@@ -189,12 +189,15 @@ def low_rank_sums(solved: Solved, log_x: Tensor, log_y: Tensor, weigh: LowRank, 
     if in_place and any(to_cost):
         into = [torch.empty_like(kernel.prepared[0])]
     panels = backend.weigh_temporaries + (into is not None and not in_place)
+    panel = None  # one for all blocks
     for rows, block, entries in kernel.blocks(None, panels * kernel.dtype.itemsize,
                                               kernel.panel_limit if panels else None):
         out = None
-        if into is not None:
-            out = into[0][:, rows] if in_place and into[0] is not None else block.new_empty(
-                kernel.batch, *block.shape[1:])
+        if into is not None and in_place and into[0] is not None:
+            out = into[0][:, rows]
+        elif into is not None:
+            panel = block.new_empty(kernel.batch, *block.shape[1:]) if panel is None else panel
+            out = panel[:, : block.shape[1]]
         backend.weigh(block, log_x[:, rows], log_y, reg, weigh.left[:, rows], weigh.right, row_sum[:, rows], col_sum,
                       entries, out=out, scale=scale)
         if into is not None and out is not None and not in_place:
