@@ -8,7 +8,7 @@ import torch
 from benchmarks.cpu.backward import FEW, GRADIENT_TARGET, MORE, WRONG, Gradients
 from benchmarks.cpu.bench import Bench
 from benchmarks.cpu.case import Target
-from benchmarks.cpu.gradients import DIFFERENTIABLE, LOGSUMEXP, LOSSES, OTT, Differentiable, Pass, Task, task
+from benchmarks.cpu.gradients import DIFFERENTIABLE, LOGSUMEXP, LOSSES, OTT, Differentiable, Pass, Task, draw_task
 from benchmarks.cpu.gradients.base import cosine
 from benchmarks.cpu.gradients.ours import gradient_error, our_pass, true_gradient
 from benchmarks.cpu.methods import Missing
@@ -30,7 +30,7 @@ def gradient(method: Differentiable, given: Task, iterations: int) -> torch.Tens
 @pytest.mark.parametrize("reg_type", ["kl", "entropy"])
 def test_cpu_true_gradient_is_that_of_the_reference(loss, reg_type):
     """The loss of the reference's plan as a function of the input, by central differences along a direction."""
-    given = task(loss, 14, EASY).but(reg_type=reg_type)
+    given = draw_task(loss, 14, EASY).but(reg_type=reg_type)
     one, v = given.problem, given.v.double()
     a, b = one.a.double(), one.b.double()
     leaf = (given.x if given.to_features else one.cost).double()
@@ -61,7 +61,7 @@ def test_cpu_true_gradient_is_that_of_the_reference(loss, reg_type):
 @pytest.mark.parametrize("method", DIFFERENTIABLE, ids=lambda method: method.name)
 def test_cpu_gradients_of_peers_where_it_is_easy(method, loss):
     """All that differentiate their iterations, or the solution, are right; GeomLoss sees its last step."""
-    given = task(loss, 24, EASY).but(reg_type=method.convention)
+    given = draw_task(loss, 24, EASY).but(reg_type=method.convention)
     error = gradient_error(gradient(method, given, 16 if method is OTT else 200), true_gradient(given))
     if method is GEOMLOSS:
         assert error > 10 * WRONG
@@ -72,9 +72,9 @@ def test_cpu_gradients_of_peers_where_it_is_easy(method, loss):
 
 
 def test_cpu_autograd_through_too_few_iterations_is_wrong():
-    given = task("plan to C", 24, GRADIENT_TARGET)
+    given = draw_task("plan to C", 24, GRADIENT_TARGET)
     assert gradient_error(gradient(LOGSUMEXP, given, 4), true_gradient(given)) > 10 * WRONG
-    assert POT.iterations(given.problem, GRADIENT_TARGET) > 100
+    assert POT.iterations(24, GRADIENT_TARGET) > 100
 
 
 @pytest.mark.parametrize(("scale", "status"), [(1.0, "reached"), (1.5, "wrong")])
@@ -86,7 +86,7 @@ def test_cpu_a_wrong_gradient_is_called_wrong(scale, status):
         return Pass(own.forward, lambda made: scale * own.backward(made))
 
     bench = Bench.tiny()
-    peer = Differentiable("peer", "scaled", prepare, lambda problem, target: 7, affine=False)
+    peer = Differentiable("peer", "scaled", prepare, lambda n, target: 7, affine=False)
     row = Gradients(bench, 20, "plan to C").peer(peer)
     assert row.status == status
     assert row.gradient_error == pytest.approx(scale - 1, abs=0.01)
@@ -119,7 +119,7 @@ def test_cpu_time_of_many_iterations_is_told_by_few(monkeypatch):
 
         return Pass(forward, backward)
 
-    peer = Differentiable("peer", "", prepare, lambda problem, target: 100)
+    peer = Differentiable("peer", "", prepare, lambda n, target: 100)
     row = Gradients(Bench.tiny(), 20, "plan to C").peer(peer)
     assert row.seconds == pytest.approx(604.0)
     assert row.backward == pytest.approx(403.0)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .bench import Bench
 from .case import TARGETS, Target
-from .gradients import Differentiable, Pass, task
+from .gradients import Differentiable, Pass, draw_task
 from .gradients.ours import gradient_error, our_pass, true_gradient
 from .measure import Sample, alternate
 from .methods import Missing
@@ -36,7 +36,7 @@ class Gradients:
 
     def __init__(self, bench: Bench, n: int, loss: str, target: Target = GRADIENT_TARGET) -> None:
         self.bench, self.n, self.loss, self.target = bench, n, loss, target
-        self.kl = task(loss, n, target)
+        self.kl = draw_task(loss, n, target)
 
     @cached_property
     def _truths(self) -> dict[tuple[int, str], Tensor]:
@@ -44,7 +44,7 @@ class Gradients:
 
     def _error(self, gradient: Tensor, n: int, convention: str) -> float:
         if (n, convention) not in self._truths:
-            self._truths[n, convention] = true_gradient(task(self.loss, n, self.target).but(reg_type=convention))
+            self._truths[n, convention] = true_gradient(draw_task(self.loss, n, self.target).but(reg_type=convention))
         return gradient_error(gradient, self._truths[n, convention])
 
     def ours(self, convention: str = "kl") -> Row:
@@ -56,7 +56,7 @@ class Gradients:
     def peer(self, method: Differentiable) -> Row:
         """A peer beside the library: all of its iterations where there is time for them, else what a few tell."""
         try:
-            iterations = method.iterations(self.kl.problem, self.target)
+            iterations = method.iterations(self.n, self.target)
             run = method.prepare(self.kl.but(reg_type=method.convention), iterations)
         except Missing as absent:
             return self.bench.recorder.add(self._like(method.name, method.setting, method.convention, status="missing",
@@ -94,7 +94,7 @@ class Gradients:
     def _judged_small(self, method: Differentiable, iterations: int) -> tuple[float, int]:
         """Error of the gradient after as many iterations on a problem alike that takes no time, and its size."""
         n = min(JUDGED, self.n)
-        small = method.prepare(task(self.loss, n, self.target).but(reg_type=method.convention), iterations)
+        small = method.prepare(draw_task(self.loss, n, self.target).but(reg_type=method.convention), iterations)
         return self._error(_gradient(small, iterations), n, method.convention), n
 
     def _row(self, name: str, setting: str, convention: str, mine: Both, beside: dict[str, Sample],

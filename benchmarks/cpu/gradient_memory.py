@@ -12,7 +12,7 @@ import torch
 
 from .backward import FEW, GRADIENT_TARGET, MORE
 from .bench import Bench
-from .gradients import DIFFERENTIABLE, LOSSES, Differentiable, Pass, task
+from .gradients import DIFFERENTIABLE, LOSSES, Differentiable, Pass, draw_task
 from .gradients.ours import our_pass
 from .memory import ask, peak, start
 from .methods import Missing
@@ -25,7 +25,7 @@ def gradient_memory(bench: Bench, n: int, loss: str, peers: tuple[Differentiable
     rows = [_row(n, loss, NAME, "auto", "kl", _multiple(bench, n, loss, NAME, 0))]
     for method in peers:
         try:
-            iterations = method.iterations(task(loss, n, GRADIENT_TARGET).problem, GRADIENT_TARGET)
+            iterations = method.iterations(n, GRADIENT_TARGET)
         except Missing as absent:
             row = _row(n, loss, method.name, method.setting, method.convention, None)
             row.status, row.note = "missing", str(absent)
@@ -63,7 +63,7 @@ def _multiple(bench: Bench, n: int, loss: str, name: str, iterations: int) -> fl
 
 
 def _prepared(name: str, n: int, loss: str, iterations: int) -> Pass:
-    given = task(loss, n, GRADIENT_TARGET)
+    given = draw_task(loss, n, GRADIENT_TARGET)
     if name == NAME:
         return our_pass(given, GRADIENT_TARGET.violation)
     method = next(method for method in DIFFERENTIABLE if method.name == name)

@@ -72,14 +72,14 @@ class Differentiable:
     Args:
         name, setting, convention, package: As in `methods.Method`.
         prepare: Sets it on a task for this many iterations.
-        iterations: How many it needs to the target's violation, or how many it is given.
+        iterations: How many it needs at n points a side to the target's violation, or how many it is given.
         affine: Whether its time and memory are affine in the iterations, so that a few tell what many take.
     """
 
     name: str
     setting: str
     prepare: Callable[[Task, int], Pass]
-    iterations: Callable[[Problem, Target], int]
+    iterations: Callable[[int, Target], int]
     convention: str = "kl"
     package: str = "torch"
     affine: bool = True
@@ -95,7 +95,7 @@ def _drawn(n: int, order: str) -> tuple[Tensor, ...]:
     return x.float(), z.float(), a.float(), b.float(), cosine(x, z).float()
 
 
-def task(loss: str, n: int, target: Target, order: str = ORDER) -> Task:
+def draw_task(loss: str, n: int, target: Target, order: str = ORDER) -> Task:
     """The task at n points a side."""
     x, z, a, b, cost = _drawn(n, order)
     return Task(loss, Problem(cost, a, b, target.reg, target.reg_m), x, z)

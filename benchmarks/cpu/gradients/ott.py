@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..case import Problem, Target
+from ..case import Target
 from ..methods.base import need
 from ..methods.ott import OTT as FORWARD
 from ..methods.ott import Setting, linear_problem, solver
 from ..search import search
-from .base import Differentiable, Pass, Task
+from .base import LOSSES, Differentiable, Pass, Task, draw_task
 
 #: The setting of its forward that is the best at eps 1e-2.
 SETTING = Setting(anderson=3, recenter=True)
@@ -66,9 +67,10 @@ def ott_pass(task: Task, iterations: int) -> Pass:
     return Pass(lambda _: wait(forward(*inputs)), lambda made: wait(backward(made[1])), tensor)
 
 
-def ott_iterations(problem: Problem, target: Target) -> int:
+@lru_cache
+def ott_iterations(n: int, target: Target) -> int:
     """To the target's violation, as the judge sees it."""
-    drawn = problem.but(reg_type="entropy")
+    drawn = draw_task(LOSSES[0], n, target).problem.but(reg_type="entropy")
     return search(FORWARD[0].prepare(drawn), drawn, target.violation, budget=5.0).iterations
 
 

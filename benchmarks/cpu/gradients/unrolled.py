@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import warnings
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from uotlib import ConvergenceWarning, unbalanced_sinkhorn
 
-from ..case import Problem, Target
+from ..case import Target
 from ..methods.base import need
 from ..methods.logsumexp import half_steps
-from .base import Differentiable, Pass, Task, torch_pass
+from .base import LOSSES, Differentiable, Pass, Task, draw_task, torch_pass
 
 #: Iterations that autograd is given where a method does not say how many are enough: what is commonly written.
 COMMON = 100
 
 
-def textbook_iterations(problem: Problem, target: Target) -> int:
+@lru_cache
+def textbook_iterations(n: int, target: Target) -> int:
     """Iterations of the textbook to a violation: POT's iteration is that one, and counted here it takes no time."""
+    problem = draw_task(LOSSES[0], n, target).problem
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         return int(unbalanced_sinkhorn(problem.cost, problem.a, problem.b, reg=problem.reg, reg_m=problem.reg_m,
@@ -92,7 +95,7 @@ def geomloss_pass(task: Task, _: int) -> Pass:
     return torch_pass(task, torch.float32, loss)
 
 
-def _common(problem: Problem, target: Target) -> int:
+def _common(n: int, target: Target) -> int:
     return COMMON
 
 
