@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .case import BATCHES, TARGETS, Target
-from .gradients import DIFFERENTIABLE, OTT, Differentiable
+from .gradients import DIFFERENTIABLE, LOSSES, OTT, Differentiable
 from .machine import ROOT, cores
 from .methods import COMPILED, EAGER, PEERS, Method
 from .methods import OTT as OTT_SOLVERS
 from .record import Recorder
 
 SIZES = (256, 1024, 4096)
-BUDGET = 3.0
+BUDGET = 4.0
 
 
 @dataclass
@@ -89,8 +89,8 @@ class Bench:
         return tuple(method for method in DIFFERENTIABLE if self.measuring or method is not OTT)
 
     def differentiable_to(self, n: int, loss: str) -> tuple[Differentiable, ...]:
-        """Those for one loss: at the largest sizes a peer's gradient to x is the one to C, and a product."""
-        return () if n > 1024 and loss == "plan to x" else self.differentiable
+        """Those for one loss: all of them, but at more than 1024 points only for the plan and the cost."""
+        return self.differentiable if n <= 1024 or loss == LOSSES[0] else ()
 
     @property
     def gradient_sizes(self) -> tuple[int, ...]:
