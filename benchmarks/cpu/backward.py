@@ -16,6 +16,7 @@ from .measure import Sample, alternate
 from .methods import Missing
 from .methods.ours import NAME
 from .record import Row
+from .search import timed
 
 #: What is differentiated: the second target, where plans are neither trivial nor empty.
 GRADIENT_TARGET = TARGETS[1]
@@ -69,8 +70,8 @@ class Gradients:
             error, judged = self._judged_small(method, iterations)
             note = f"time from {count} of {iterations} iterations, gradient judged at n = {judged}"
         else:
-            error = self._error(_gradient(run, count), self.n, method.convention)
-            spent = _both(alternate(_calls(PEER, run, count), 1), PEER).whole.median
+            spent, gradient = timed(lambda: _gradient(run, count))
+            error = self._error(gradient, self.n, method.convention)  # type: ignore[arg-type]
             rounds = max(1, min(self.bench.repeats, int(budget / (spent + 1e-9))))
             times = alternate(beside | _calls(PEER, run, count), rounds)
             peer = _both(times, PEER)
