@@ -29,6 +29,13 @@ def clustered(n: int, m: int | None = None, *, seed: int = 0, d: int = 64, clust
     Returns:
         cost (n, m) in [0, 2], a (n,) and b (m,) of total 1.
     """
+    x, z, a, b = clustered_features(n, m, seed=seed, d=d, clusters=clusters, noise=noise, order=order)
+    return (1 - x @ z.T).to(dtype), a.to(dtype), b.to(dtype)
+
+
+def clustered_features(n: int, m: int | None = None, *, seed: int = 0, d: int = 64, clusters: int = 32,
+                       noise: float = 0.35, order: str = "shuffled") -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The points that `clustered` is the cost of: unit vectors x (n, d) and z (m, d), masses a and b, float64."""
     if order not in ("shuffled", "clustered"):
         raise ValueError(f"order must be 'shuffled' or 'clustered', got {order!r}")
     generator = torch.Generator().manual_seed(seed)
@@ -42,8 +49,7 @@ def clustered(n: int, m: int | None = None, *, seed: int = 0, d: int = 64, clust
 
     (x, rows), (z, cols) = sample(n), sample(n if m is None else m)
     a, b = _masses(len(x), generator), _masses(len(z), generator)
-    x, z, a, b = x[rows], z[cols], a[rows], b[cols]
-    return (1 - x @ z.T).to(dtype), a.to(dtype), b.to(dtype)
+    return x[rows], z[cols], a[rows], b[cols]
 
 
 def raster(n: int, m: int | None = None, *, seed: int = 0, d: int = 48, code: int = 16, length: float = 0.08,

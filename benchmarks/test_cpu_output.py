@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from benchmarks.cpu import figure, record, report, table
+from benchmarks.cpu.backward import WRONG
 from benchmarks.cpu.case import TARGETS
 from benchmarks.cpu.machine import ROOT, machine
 from benchmarks.cpu.measure import Sample, alternate, per_iteration
@@ -37,6 +38,13 @@ def synthetic() -> list[Row]:
         rows += [replace(row, case="curve", seconds=seconds, violation=violation)
                  for row in (mine, theirs) for seconds, violation in ((ratio / 100, 0.5), (ratio / 10, 0.01))]
     rows.append(Row("memory", 4096, "uotlib", eps=1e-3, tau=0.1, of_floor=0.04, status="reached"))
+    for case in ("gradient", "gradient memory"):
+        mine = Row(case, 4096, "uotlib", eps=1e-2, tau=1.0, target=1e-4, loss="plan to C", of_floor=1.2, of_ours=1.0)
+        rows += [mine, replace(mine, method="torch, two logsumexp", of_floor=60.0, of_ours=50.0),
+                 replace(mine, method="POT", of_floor=3.6, of_ours=3.0)]
+    for row, backward, error in zip(rows[-6:-3], (0.4, 15.0, 2.0), (1e-3, 0.4, 1e-4), strict=True):
+        row.seconds, row.backward, row.gradient_error = row.of_ours, backward, error
+        row.status = "wrong" if error > WRONG else "reached"
     return rows
 
 
@@ -53,6 +61,15 @@ def test_cpu_csv_is_read_as_it_was_written(tmp_path):
     assert str(ROOT) not in path.read_text()
 
 
+def test_cpu_csv_from_before_a_column_was_there_is_read(tmp_path):
+    path = tmp_path / "cpu.csv"
+    record.write(synthetic()[:1], path, WHERE)
+    lines = [line.split(",") for line in path.read_text().splitlines()]
+    place = lines[0].index("gradient_error")
+    path.write_text("\n".join(",".join(line[:place] + line[place + 1:]) for line in lines) + "\n")
+    assert record.read(path) == (synthetic()[:1], WHERE)
+
+
 def test_cpu_targets_are_judged():
     found = {item.subject: item for item in findings(synthetic())}
     assert found["iteration, eps 0.05, shuffled"].reached is False  # 2.5 > 1.8
@@ -62,6 +79,16 @@ def test_cpu_targets_are_judged():
     assert found[str(TARGETS[2])].reached is True  # not there after 400 times our time, and 50 are asked for
     assert found[str(TARGETS[3])].found == "no peer arrives: every plan is wrong"
     assert found["extra memory of a solve"].reached is True
+    assert found["backward, plan to C"].found == "0.67"  # 0.4 s of 1 s
+    assert found["backward, plan to C"].reached is True
+    assert found["backward, plan to x"].reached is None
+    assert found["forward and backward"].found == "50.0"
+    assert found["memory of forward and backward"].reached is True
+
+
+def test_cpu_targets_of_the_backward_want_the_gradient_right():
+    rows = [replace(row, status="wrong") if row.method == "uotlib" else row for row in synthetic()]
+    assert {item.subject: item.reached for item in findings(rows)}["backward, plan to C"] is False
 
 
 def test_cpu_targets_are_undecided_where_a_peer_was_cut_short():
@@ -78,6 +105,9 @@ def test_cpu_terminal_shows_what_is_wrong():
     assert "> 400.0 x" in text
     assert "WRONG: zero plan, plan error 1" in text
     assert "NOT reached" in text
+    assert "forward and backward, plan to C, to violation 0.0001: 4096 x 4096, eps 0.01, tau 1" in text
+    assert "WRONG gradient, off by 0.4 of it" in text
+    assert "memory of forward and backward, plan to C, of C: 4096 x 4096, eps 0.01, tau 1" in text
     widths = {len(line) for line in report.aligned([["a", "1"], ["bbb", "22"]])}
     assert widths == {7}
 
@@ -97,8 +127,10 @@ def test_cpu_table_is_written_between_the_markers(tmp_path, capsys):
     assert "old" not in text
     (pot,) = [line for line in text.splitlines() if line.startswith("| POT")]
     assert [cell.strip() for cell in pot.strip("|").split("|")] == [
-        "POT", "", "30", "30", "> 400 (is at 0.3)", "zero plan"]
+        "POT", "", "30", "30", "> 400 (is at 0.3)", "zero plan", "3.0"]
     assert "| 1 (2.5 × `C.sum()`) | 1 (25 passes) |" in text
+    assert "ε 1e-2, τ 1, and the plan's gradient to C |" in text
+    assert "| 1 (backward 0.7 × forward) |" in text
     readme.write_text("no markers")
     with pytest.raises(ValueError, match="markers"):
         table.main(arguments)

@@ -12,7 +12,7 @@ from .bench import Bench
 from .case import BATCH_TARGET, Problem, Target, batch_problem
 from .iteration import time_iterations
 from .measure import alternate
-from .methods import COMPILED, EAGER, PLAIN, TRANSLATION_INVARIANT, Method, Missing
+from .methods import COMPILED, EAGER, PLAIN, Method, Missing
 from .methods.ours import NAME, answer, solve
 from .record import Row
 from .search import search, timed
@@ -43,8 +43,8 @@ def batch_arrival(bench: Bench, count: int, n: int, target: Target = BATCH_TARGE
                 iterations=int(solution.n_iter.max()), violation=verdict.violation,
                 claimed=float(solution.violation.max()),
                 status="reached" if verdict.violation <= target.violation else "slow")]
-    for method in (*PLAIN, *TRANSLATION_INVARIANT):
-        rows.append(_guarded(method, partial(_loop, budget, min(3, bench.repeats), drawn, target), n))
+    for method in PLAIN:  # of POT's, the quickest of small problems
+        rows.append(_guarded(method, partial(_loop, budget, drawn, target), n))
     for method in _batched(bench):
         rows.append(_guarded(method, partial(_whole, budget, drawn, target), n))
     for row in rows:
@@ -65,7 +65,7 @@ def _guarded(method: Method, time: Callable[[Method], Row], n: int) -> Row:
         return Row("batch", n, method.name, setting=method.setting, status="missing", note=str(absent))
 
 
-def _loop(budget: float, repeats: int, drawn: Problem, target: Target, method: Method) -> Row:
+def _loop(budget: float, drawn: Problem, target: Target, method: Method) -> Row:
     """A call an item, each stopped at its own first iteration that is good enough."""
     count, n = drawn.cost.shape[:2]
     chosen = range(0, count, max(1, count // SAMPLE))
@@ -75,7 +75,7 @@ def _loop(budget: float, repeats: int, drawn: Problem, target: Target, method: M
         item = drawn.item(index)
         runner = method.prepare(item)
         trace = search(runner, item, target.violation, budget)
-        seconds += alternate({"peer": partial(runner.run, trace.iterations)}, repeats)["peer"].median
+        seconds += alternate({"peer": partial(runner.run, trace.iterations)}, 1)["peer"].median
         iterations, worst = max(iterations, trace.iterations), max(worst, trace.verdict.violation)
         status = status if trace.status == "reached" else trace.status
     return Row("batch", n, method.name, setting=f"{method.setting}, a loop", seconds=seconds * count / len(chosen),

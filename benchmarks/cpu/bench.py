@@ -6,13 +6,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .case import BATCHES
+from .case import BATCHES, TARGETS, Target
+from .gradients import DIFFERENTIABLE, LOSSES, OTT, Differentiable
 from .machine import ROOT, cores
-from .methods import COMPILED, PEERS, Method
+from .methods import COMPILED, EAGER, PEERS, Method
+from .methods import OTT as OTT_SOLVERS
 from .record import Recorder
 
 SIZES = (256, 1024, 4096)
-BUDGET = 20.0
+BUDGET = 4.0
 
 
 @dataclass
@@ -66,6 +68,34 @@ class Bench:
         if self.measuring:
             return PEERS
         return tuple({method.name: method for method in PEERS if method is not COMPILED}.values())
+
+    def peers_to(self, n: int, target: Target) -> tuple[Method, ...]:
+        """Peers that are measured on the way to a target, without runs that would say nothing.
+
+        At fewer than 1024 points only the easier half; on the harder half no eager torch, whose iterations are those of
+        the compiled one; and OTT-JAX with the one of its settings that is the best at this eps.
+        """
+        if not self.measuring:
+            return self.peers
+        easy = target in TARGETS[:2]
+        if n < 1024 and not easy:
+            return ()
+        left_out = (OTT_SOLVERS[0] if target.reg < 1e-3 else OTT_SOLVERS[1], *((EAGER,) * (not easy)))
+        return tuple(peer for peer in self.peers if peer not in left_out)
+
+    @property
+    def differentiable(self) -> tuple[Differentiable, ...]:
+        """Peers that give gradients; at a tiny size not the one that compiles for seconds."""
+        return tuple(method for method in DIFFERENTIABLE if self.measuring or method is not OTT)
+
+    def differentiable_to(self, n: int, loss: str) -> tuple[Differentiable, ...]:
+        """Those for one loss: all of them, but at more than 1024 points only for the plan and the cost."""
+        return self.differentiable if n <= 1024 or loss == LOSSES[0] else ()
+
+    @property
+    def gradient_sizes(self) -> tuple[int, ...]:
+        """1024 if it is among the sizes, and the largest."""
+        return tuple(sorted({n for n in self.sizes if n == 1024} | {max(self.sizes)}))
 
     @property
     def csv(self) -> Path:

@@ -12,6 +12,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -26,9 +27,8 @@ from .record import Row
 
 def memory(bench: Bench, n: int, target: Target = TARGETS[2]) -> Row:
     """Extra bytes of a solve over the bytes of its cost, measured by a fresh process."""
-    command = [sys.executable, "-m", "benchmarks.cpu.memory", "--n", str(n), "--threads", str(bench.threads),
-               "--reg", str(target.reg), "--reg_m", str(target.reg_m), "--tol", str(target.violation)]
-    found = json.loads(subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout)
+    found = ask("benchmarks.cpu.memory", n=n, threads=bench.threads, reg=target.reg, reg_m=target.reg_m,
+                tol=target.violation)
     return bench.recorder.add(Row("memory", n, "uotlib", eps=target.reg, tau=target.reg_m, target=target.violation,
                                   setting="auto", of_floor=found["extra"] / found["cost"], iterations=found["passes"],
                                   status="reached" if found["converged"] else "slow", note=found["how"]))
@@ -39,7 +39,7 @@ def _status_bytes(field: str) -> int:
     return 1024 * int(re.search(rf"{field}:\s+(\d+)", Path("/proc/self/status").read_text())[1])  # type: ignore[index]
 
 
-def _start() -> tuple[int, str]:
+def start() -> tuple[int, str]:
     """Bytes now, and how the peak will be known: where the kernel can, it starts to count here."""
     gc.collect()
     try:
@@ -47,6 +47,18 @@ def _start() -> tuple[int, str]:
         return _status_bytes("VmRSS"), "peak of VmHWM since the call"
     except OSError:
         return peak_bytes(), "growth of the process's peak"
+
+
+def peak(how: str) -> int:
+    """Most bytes since ``start``, as it said."""
+    return _status_bytes("VmHWM") if how.startswith("peak") else peak_bytes()
+
+
+def ask(module: str, **arguments: object) -> dict[str, Any]:
+    """What a fresh process of this module prints, as JSON."""
+    words = [word for name, value in arguments.items() for word in (f"--{name}", str(value))]
+    return json.loads(subprocess.run([sys.executable, "-m", module, *words], cwd=ROOT, check=True,
+                                     stdout=subprocess.PIPE, text=True).stdout)
 
 
 def main() -> None:
@@ -67,10 +79,9 @@ def main() -> None:
     small = 1 - x[:64] @ z[:64].T
     unbalanced_sinkhorn(small, **settings)  # what importing and threads take is not a solve's
     cost = torch.mm(x, z.T).neg_().add_(1)  # in place: nothing larger was ever there
-    before, how = _start()
+    before, how = start()
     solution = unbalanced_sinkhorn(cost, **settings)
-    peak = _status_bytes("VmHWM") if how.startswith("peak") else peak_bytes()
-    print(json.dumps({"extra": max(0, peak - before), "cost": cost.numel() * cost.element_size(), "how": how,
+    print(json.dumps({"extra": max(0, peak(how) - before), "cost": cost.numel() * cost.element_size(), "how": how,
                       "passes": int(solution.n_iter), "converged": bool(solution.converged)}))
 
 

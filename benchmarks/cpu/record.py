@@ -18,20 +18,23 @@ class Row:
     """One figure.  Times are in seconds; only their ratios mean anything elsewhere.
 
     Attributes:
-        case: "iteration", "arrival" (time to a violation), "curve" (a point on the way there), "batch", "memory" or
-            "overhead".
+        case: "iteration", "arrival" (time to a violation), "curve" (a point on the way there), "batch", "memory",
+            "overhead", "gradient" (forward and backward) or "gradient memory".
         n, batch: Points a side, and problems solved at once.
         eps, tau, target: The problem, and the violation asked for.
         order: Of the points.
         method, setting, convention: What solved it; "kl" or "entropy".
         seconds, low, high: Median and quartiles; for a method that did not arrive, of its longest run.
-        of_floor: Over the time of ``C.sum()`` in the same run; for "memory", bytes over the bytes of C; for
-            "overhead", a whole solve over its sweeps alone.
+        of_floor: Over the time of ``C.sum()`` in the same run; for "memory" and "gradient memory", bytes over the
+            bytes of C; for "overhead", a whole solve over its sweeps alone.
         of_ours: Over the library's time on the same problem, in the same run.
         iterations: Iterations, or passes over the cost.
         violation: Of the answer, judged in float64.
         claimed: The violation that the library itself returned.
         plan_error: L1 distance to the true plan over its mass, in float64.
+        loss: What is differentiated, and in what.
+        backward: Seconds of the backward alone, a part of ``seconds``.
+        gradient_error: Frobenius distance to the true gradient over its norm, in float64.
         status: "reached", "slow", "wrong", "zero plan", "not finite", "missing" or "unsteady" (lost in noise); "" where
             nothing was to be reached.
         note: How it was timed, where that is not plain.
@@ -56,6 +59,9 @@ class Row:
     violation: float | None = None
     claimed: float | None = None
     plan_error: float | None = None
+    loss: str = ""
+    backward: float | None = None
+    gradient_error: float | None = None
     status: str = ""
     note: str = ""
 
@@ -81,13 +87,13 @@ def write(rows: Iterable[Row], path: Path, where: dict[str, str]) -> None:
 
 
 def read(path: Path) -> tuple[list[Row], dict[str, str]]:
-    """What `write` wrote."""
+    """What `write` wrote, now or before a column was there."""
     kinds = {column.name: str(column.type) for column in fields(Row)}
     with path.open(newline="") as file:
         lines = list(csv.DictReader(file))
     if not lines:
         raise ValueError(f"no rows in {path.name}")
-    rows = [Row(**{name: _parse(line[name], kind) for name, kind in kinds.items()}) for line in lines]
+    rows = [Row(**{name: _parse(line[name], kind) for name, kind in kinds.items() if name in line}) for line in lines]
     return rows, {name: text for name, text in lines[0].items() if name not in kinds}
 
 

@@ -13,10 +13,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .case import ORDER, TARGETS, Target
+from .gradients import LOSSES
 from .machine import ROOT
 from .methods.ours import NAME
 from .record import RESULTS, Row, read
-from .targets import best, peers_of
+from .targets import backward_of_forward, best, peers_of
 
 BEGIN = "<!-- benchmarks: begin (python -m benchmarks.cpu.table) -->"
 END = "<!-- benchmarks: end -->"
@@ -26,16 +27,22 @@ README = ROOT / "README.md"
 def table(rows: Sequence[Row], where: dict[str, str]) -> str:
     """Markdown: methods down, an iteration and the times to each violation across, as multiples of the library's."""
     n = max(row.n for row in rows if row.case == "arrival")
+    gradients = [row for row in rows if row.case == "gradient" and row.n == n and row.loss == LOSSES[0]]
     rows = [row for row in rows if row.n == n and row.batch == 1 and row.order == ORDER]
     targets = [target for target in TARGETS if peers_of(rows, target, n)]
     heads = ["n = m = " + str(n), "one iteration",
              *(f"ε {_power(target.reg)}, τ {target.reg_m:g}, to {_power(target.violation)}" for target in targets)]
     ours = [f"**{NAME}**", _our_iteration(rows), *(_ours(rows, target) for target in targets)]
-    lines = [heads, ["---"] * len(heads), ours]
+    lines = [ours]
     names = dict.fromkeys(row.method for row in rows if row.case == "arrival" and row.method != NAME
                           and row.status != "missing")
     for name in names:
         lines.append([name, _iteration(rows, name), *(_cell(rows, name, target, n) for target in targets)])
+    if gradients:  # in a run of a few cases there may be none
+        heads.append(f"ε {_power(gradients[0].eps or 0.0)}, τ {gradients[0].tau:g}, and the plan's gradient to C")
+        for line, name in zip(lines, [NAME, *names], strict=True):
+            line.append(_gradient(gradients, name))
+    lines = [heads, ["---"] * len(heads), *lines]
     body = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     return f"{body}\n\n{_machine(where)}\n"
 
@@ -78,6 +85,17 @@ def _cell(rows: Sequence[Row], name: str, target: Target, n: int) -> str:
         return "zero plan" if row.status == "zero plan" else f"wrong: plan error {row.plan_error:.2g}"
     ratio = _ratio(arrived.of_ours or 0.0)
     return ratio if arrived.status == "reached" else f"> {ratio} (is at {_short(arrived.violation or 0.0)})"
+
+
+def _gradient(rows: Sequence[Row], name: str) -> str:
+    """Forward and backward; of the library, the backward over the forward."""
+    row = next((row for row in rows if row.method == name and row.status != "missing"), None)
+    if row is None:
+        return ""
+    if name == NAME:
+        return f"1 (backward {backward_of_forward(row) or 0.0:.1f} × forward)"
+    wrong = f" (gradient wrong by {row.gradient_error:.1g})" if row.status == "wrong" else ""
+    return _ratio(row.of_ours or 0.0) + wrong
 
 
 def _ratio(value: float) -> str:

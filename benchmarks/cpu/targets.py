@@ -6,11 +6,14 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from .case import ORDER, TARGETS, Target
+from .gradients import LOSSES
 from .methods.ours import NAME
 from .record import Row
 
 #: Time to a violation over that of the best peer.
 ARRIVALS = {TARGETS[1]: 20.0, TARGETS[2]: 50.0, TARGETS[3]: 100.0}
+#: Forward and backward of autograd through 100 iterations in torch, over the library's: in time, and in memory.
+AUTOGRAD, AUTOGRAD_TIMES, AUTOGRAD_MEMORY = "torch, two logsumexp", 10.0, 20.0
 #: One iteration of a peer over one of the library.
 PEER_ITERATIONS = {"OTT-JAX": 8.0, "POT stabilised": 25.0, "GeomLoss": 50.0}
 
@@ -45,7 +48,34 @@ def findings(rows: Sequence[Row]) -> list[Finding]:
                          lambda row: row.method.startswith("POT"), 10.0),
                   _batch(batch, f"batch {count} x {side} x {side}", "batched torch",
                          lambda row: row.method.startswith("torch"), 3.0)]
+    return found + gradient_findings(rows)
+
+
+def gradient_findings(rows: Sequence[Row]) -> list[Finding]:
+    """Of the backward, at the largest size that has one."""
+    n = max((row.n for row in rows if row.case == "gradient"), default=0)
+    rows = [row for row in rows if row.case.startswith("gradient") and row.n == n]
+    found = []
+    for loss in LOSSES[:2]:
+        ours = next((row for row in rows if row.case == "gradient" and row.method == NAME and row.loss == loss
+                     and row.convention == "kl"), None)
+        right = ours is not None and ours.status == "reached"
+        found.append(_finding(f"backward, {loss}", "<= 1 forward, right", ours and backward_of_forward(ours),
+                              lambda value, right=right: right and value <= 1.0, "{:.2f}"))  # type: ignore[misc]
+    for case, subject, least in (("gradient", "forward and backward", AUTOGRAD_TIMES),
+                                 ("gradient memory", "memory of forward and backward", AUTOGRAD_MEMORY)):
+        ratio = next((row.of_ours for row in rows if row.case == case and row.method == AUTOGRAD
+                      and row.loss == LOSSES[0]), None)
+        found.append(_finding(subject, f">= {least:g} x autograd, 100 iterations", ratio,
+                              lambda value, least=least: value >= least, "{:.1f}"))  # type: ignore[misc]
     return found
+
+
+def backward_of_forward(row: Row) -> float | None:
+    """The backward's time over the forward's."""
+    if row.backward is None or row.seconds is None or row.seconds <= row.backward:
+        return None
+    return row.backward / (row.seconds - row.backward)
 
 
 def peers_of(rows: Iterable[Row], target: Target, n: int, order: str = ORDER) -> list[Row]:

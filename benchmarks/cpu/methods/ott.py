@@ -58,15 +58,19 @@ def linear_problem(problem: Problem, setting: Setting) -> Any:
                                 a=a, b=b, tau_a=tau, tau_b=tau)
 
 
-def solver(setting: Setting, iterations: int) -> Any:
-    """OTT's solver for at most this many iterations, with one look at the error after the last."""
+def solver(setting: Setting, iterations: int, **how: Any) -> Any:
+    """OTT's solver for at most this many iterations, with one look at the error after the last.
+
+    Args:
+        how: What else OTT's class takes: how it is differentiated.
+    """
     from ott.solvers.linear import acceleration, sinkhorn
 
     return sinkhorn.Sinkhorn(
         lse_mode=setting.lse_mode, threshold=0.0, inner_iterations=iterations, min_iterations=iterations,
         max_iterations=iterations, recenter_potentials=setting.recenter,
         momentum=acceleration.Momentum(value=setting.momentum) if setting.momentum != 1 else None,
-        anderson=acceleration.AndersonAcceleration(memory=setting.anderson) if setting.anderson else None)
+        anderson=acceleration.AndersonAcceleration(memory=setting.anderson) if setting.anderson else None, **how)
 
 
 def ott_method(setting: Setting) -> Method:
