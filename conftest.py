@@ -14,7 +14,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--benchmark-sizes", metavar="N,N", default=None,
                     help="points a side (default: 256,1024,4096)")
     group.addoption("--benchmark-budget", metavar="SECONDS", type=float, default=None,
-                    help="time that the search for a peer's best run may take at 4096 points (default: 20)")
+                    help="time that the search for a peer's best run may take at 4096 points (default: 4)")
     group.addoption("--benchmark-out", metavar="DIR", type=Path, default=None,
                     help="where cpu.csv and benchmark.png go (default: benchmarks/results and docs/images)")
 

@@ -166,7 +166,7 @@ class InnerProductCost(Cost):
         if x.shape[-1] != z.shape[-1]:
             raise ValueError(f"{name}: x and z must have the same feature size, got {x.shape[-1]} and {z.shape[-1]}")
         try:
-            self._batch = torch.broadcast_shapes(x.shape[:-2], z.shape[:-2])
+            self._batch = broadcast_batches(x.shape[:-2], z.shape[:-2])
         except RuntimeError as error:
             raise ValueError(f"{name}: batch dimensions of x {tuple(x.shape[:-2])} and z {tuple(z.shape[:-2])} "
                              "do not broadcast") from error
@@ -283,6 +283,11 @@ class DotCost(InnerProductCost):
 
     def factors(self, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         return x.new_zeros(x.shape[:2]), z.new_zeros(z.shape[:2]), x, z
+
+
+def broadcast_batches(one: torch.Size, other: torch.Size) -> torch.Size:
+    """`torch.broadcast_shapes`, but for equal ones, for which it would import sympy."""
+    return one if one == other else torch.broadcast_shapes(one, other)
 
 
 def unit_vectors(features: Tensor) -> Tensor:

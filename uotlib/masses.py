@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from .costs import unit_vectors
+from .costs import broadcast_batches, unit_vectors
 
 
 def cross_masses(x: Tensor, z: Tensor, *, normalize: bool = True, floor: float = 1e-3) -> tuple[Tensor, Tensor]:
@@ -72,7 +72,7 @@ def cross_masses(x: Tensor, z: Tensor, *, normalize: bool = True, floor: float =
     if not 0 < floor < math.inf:
         raise ValueError(f"floor must be positive and finite, got {floor}")
     try:
-        batch = torch.broadcast_shapes(x.shape[:-2], z.shape[:-2])
+        batch = broadcast_batches(x.shape[:-2], z.shape[:-2])
     except RuntimeError as error:
         raise ValueError(f"batch dimensions of x {tuple(x.shape[:-2])} and z {tuple(z.shape[:-2])} do not broadcast"
                          ) from error

@@ -35,12 +35,17 @@ class Primitive:
     def __init__(self, name: str, schema: str, run: Callable[..., Any], fake: Callable[..., Any], rule: Rule,
                  backward: Backward | None = None, keeps_results: bool = False) -> None:
         self.name, self.rule, self.backward, self.keeps_results = name, rule, backward, keeps_results
-        self.operator = torch.library.custom_op(f"uotlib::{name}", run, mutates_args=(), schema=schema)
-        self.operator.register_fake(fake)
-        self.operator.register_vmap(lambda info, dims, *arguments: rule(self, info, dims, *arguments))
+        # Not by torch.library.custom_op, whose first call imports all of torch.compile: seconds of every process.
+        full = f"uotlib::{name}"
+        torch.library.define(full, schema, tags=(torch.Tag.pt2_compliant_tag,))
+        torch.library.impl(full, "default", run)
+        torch.library.register_fake(full, fake)
+        torch.library.register_vmap(full, lambda info, dims, *arguments: rule(self, info, dims, *arguments))
         if backward is not None:
-            self.operator.register_autograd(lambda ctx, *grads: tuple(self.gradients(ctx, grads, ctx.needs_input_grad)),
-                                            setup_context=self.keep)
+            torch.library.register_autograd(
+                full, lambda ctx, *grads: tuple(self.gradients(ctx, grads, ctx.needs_input_grad)),
+                setup_context=self.keep)
+        self.operator = getattr(torch.ops.uotlib, name).default
 
     def __call__(self, *arguments: Any) -> Any:
         if not transformed(*_tensors(arguments)):
@@ -50,7 +55,7 @@ class Primitive:
 
     @property
     def returns_list(self) -> bool:
-        return str(self.operator._opoverload._schema.returns[0].type) == "List[Tensor]"
+        return str(self.operator._schema.returns[0].type) == "List[Tensor]"
 
     def keep(self, ctx: Any, inputs: Sequence[Any], output: Any) -> None:
         """Save a call for its backward."""

@@ -240,10 +240,9 @@ class Solution:
             raise ValueError(f"{name}: v must have shape (..., {points}, k) or ({points},), got {tuple(v.shape)}")
         if v.device != self._problem.device:
             raise ValueError(f"{name}: v is on {v.device} but the plan is on {self._problem.device}")
-        try:
-            fits = torch.broadcast_shapes(v.shape[:-2], self._problem.batch_shape) == self._problem.batch_shape
-        except RuntimeError:
-            fits = False
+        given, batch = v.shape[:-2], self._problem.batch_shape
+        fits = len(given) <= len(batch) and all(
+            size in (1, whole) for size, whole in zip(reversed(given), reversed(batch), strict=False))
         if not fits:
             raise ValueError(f"{name}: batch dimensions of v {tuple(v.shape[:-2])} do not broadcast to the problem's "
                              f"{tuple(self._problem.batch_shape)}")
