@@ -10,7 +10,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..solver import on_threads
 from .solved import LowRank, Solved, matmul, normalising, plan_gradients
+
+#: Columns of an operand below which its products are one thread's.
+NARROW = 48
 
 
 def product(solved: Solved, v: Tensor, side: int, normalised: bool) -> tuple[Tensor, Tensor]:
@@ -27,11 +31,7 @@ def product(solved: Solved, v: Tensor, side: int, normalised: bool) -> tuple[Ten
     kernel = solved.kernel
     operand = torch.cat([v, torch.ones_like(v[:, :, :1])], 2) if normalised else v  # sums are one more column
     answer = v.new_zeros(len(v), kernel.m if side else kernel.n, operand.shape[2])
-    for span, _, plan in solved.blocks(*_scalings(solved, side, normalised)):
-        if side == 0:
-            answer[:, span] = matmul(plan, operand)
-        else:
-            answer += matmul(plan.mT, operand[:, span])
+    _multiply(solved, *_scalings(solved, side, normalised), operand, side, answer)
     if not normalised:
         return answer, v.new_ones(answer.shape[:2])
     sums = torch.where(answer[:, :, -1] > 0, answer[:, :, -1], 1.0)
@@ -53,11 +53,7 @@ def product_gradients(solved: Solved, grad: Tensor, v: Tensor, answer: Tensor, s
     to_v = None
     if needs_v:
         to_v = torch.zeros_like(v)
-        for span, _, plan in solved.blocks(*scalings):
-            if side == 0:
-                to_v += matmul(plan.mT, grad[:, span])
-            else:
-                to_v[:, span] = matmul(plan, grad)
+        _multiply(solved, *scalings, grad, 1 - side, to_v)
     if not any(needs):
         return [*(None for _ in needs), to_v]
     own, other = grad, v
@@ -111,6 +107,28 @@ def transport_cost_gradients(solved: Solved, grad: Tensor, needs: Sequence[bool]
         return torch.where(direct != 0, direct * cost, 0.0), direct
 
     return plan_gradients(solved, solved.pair.log_u, solved.pair.log_v, weigh, needs)
+
+
+def _multiply(solved: Solved, log_x: Tensor, log_y: Tensor, operand: Tensor, side: int, into: Tensor) -> None:
+    """Add M V (``side`` 0) or M' V (1), of the M of these log-scalings.
+
+    A product with few columns takes about as long as making its block of M, in memory that one core has: torch's
+    threads would only stand in the way of the backend's.
+    """
+    threads = torch.get_num_threads()
+    narrow = into.device.type == "cpu" and operand.shape[2] < NARROW
+    with on_threads(1 if narrow else threads):
+        blocks = solved.blocks(log_x, log_y)
+        while True:
+            with on_threads(threads):  # the backend's
+                found = next(blocks, None)
+            if found is None:
+                return
+            span, _, plan = found
+            if side == 0:
+                into[:, span] = matmul(plan, operand)
+            else:
+                into += matmul(plan.mT, operand[:, span])
 
 
 def _scalings(solved: Solved, side: int, normalised: bool) -> tuple[Tensor, Tensor]:
