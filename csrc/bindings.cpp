@@ -99,9 +99,10 @@ void panel(const Cost& cost, Address log_u, Address log_v, Address plan) {
   run(uot::Operation::kPanel, cost, job);
 }
 
+// W, its sums and its products; `columns`: W' times the factor and nothing else.
 void weigh(const Cost& cost, Address log_u, Address log_v, Address left, Address right, std::int64_t rank,
            Address row_sum, Address col_sum, Address out, std::int64_t batch_stride, std::int64_t row_stride,
-           Address scale) {
+           Address scale, Address factor, Address product, std::int64_t factor_columns, bool columns) {
   uot::Job job = cost.job();
   job.log_u = vector(log_u);
   job.log_v = vector(log_v);
@@ -114,7 +115,10 @@ void weigh(const Cost& cost, Address log_u, Address log_v, Address left, Address
   job.plan_batch_stride = batch_stride;
   job.plan_row_stride = row_stride;
   job.plan_scale = vector(scale);
-  run(uot::Operation::kWeigh, cost, job);
+  job.factor = reinterpret_cast<const void*>(factor);
+  job.product = reinterpret_cast<void*>(product);
+  job.factor_columns = factor_columns;
+  run(columns ? uot::Operation::kWeighColumns : uot::Operation::kWeigh, cost, job);
 }
 
 // That part of an adjoint's job which its passes share.

@@ -50,6 +50,34 @@ def test_sums_and_entries(backend, shape, dtype):
         assert bool(((found - sum_of).abs() <= RTOL[dtype] * (bound + 1) * 8).all())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(1, 1, 1), (7, 41, 2), (33, 513, 16), (64, 1030, 17), (129, 401, 66), (301, 70, 5)])
+@pytest.mark.parametrize("weighed", [True, False])
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_products(backend, weighed, shape, dtype):
+    """s W F and s W' F, added to what is there; without factors, of the plan itself."""
+    n, m, depth = shape
+    cost, log_u, log_v, reg, left, right = drawn(n, m, 2, dtype, batch=2)
+    rng = generator(1)
+    over, down = (torch.randn(2, size, depth, generator=rng, dtype=torch.float64).to(dtype) for size in (m, n))
+    factors = (left, right) if weighed else (None, None)
+    scale = torch.tensor([-2.0, 0.25], dtype=torch.float64)
+    rows, cols = torch.empty(2, n, dtype=torch.float64), torch.zeros(2, m, dtype=torch.float64)
+    across, along = torch.ones(2, n, depth, dtype=dtype), torch.ones(2, m, depth, dtype=dtype)
+    chosen = BACKENDS[backend]
+    chosen.weigh(cost, log_u, log_v, reg, *factors, rows, cols, scale=scale, factor=over, product=across)
+    chosen.weigh_columns(cost, log_u, log_v, reg, *factors, down, along, scale=scale)
+    ones = torch.ones(2, n, 1, dtype=dtype), torch.ones(2, m, 1, dtype=dtype)
+    weight, size = exact(cost, log_u, log_v, reg, *(factors if weighed else ones))
+    s = scale[:, None, None]
+    for found, product, bound in (
+            (across, s * weight @ over.double(), s.abs() * size @ over.double().abs()),
+            (along, s * weight.mT @ down.double(), s.abs() * size.mT @ down.double().abs()),
+            (rows[:, :, None] + 1, weight.sum(2, keepdim=True), size.sum(2, keepdim=True)),
+            (cols[:, :, None] + 1, weight.sum(1)[:, :, None], size.sum(1)[:, :, None])):
+        assert bool(((found - 1 - product).abs() <= RTOL[dtype] * (bound + 1) * 8).all())
+
+
 def test_rows_of_a_larger_tensor_and_shared_costs():
     """A cost and a result with strides of their own; problems that share a cost."""
     cost, log_u, log_v, reg, left, right = drawn(30, 45, 2, torch.float32, batch=3)
@@ -73,8 +101,10 @@ def test_threads_do_not_change_a_digit():
         for count in (1, 2, 5):
             torch.set_num_threads(count)
             rows, cols = torch.empty(1, 300, dtype=torch.float64), torch.zeros(1, 310, dtype=torch.float64)
-            NATIVE.weigh(*given, rows, cols)
-            answers.append(torch.cat([rows, cols], 1))
+            across, along = torch.zeros(1, 300, 3), torch.zeros(1, 310, 3)
+            NATIVE.weigh(*given, rows, cols, factor=given[5], product=across)
+            NATIVE.weigh_columns(*given, given[4], along)
+            answers.append(torch.cat([part.double().flatten() for part in (rows, cols, across, along)]))
     finally:
         torch.set_num_threads(threads)
     assert torch.equal(answers[0], answers[1])
@@ -90,9 +120,13 @@ def test_bad_calls_are_refused():
         NATIVE.weigh(cost, log_u, log_v, reg, left[:, :4], right, rows, cols)
     with pytest.raises(ValueError, match=r"out must be float32 of shape \(1, 5, 6\)"):
         NATIVE.weigh(cost, log_u, log_v, reg, left, right, rows, cols, out=torch.empty(1, 6, 5).mT)
+    with pytest.raises(ValueError, match=r"factor must be float32 of shape \(1, 6, 2\).*\(1, 5, 2\)"):
+        NATIVE.weigh(cost, log_u, log_v, reg, left, right, rows, cols, factor=left, product=left.clone())
+    with pytest.raises(ValueError, match="left and right, and factor and product, belong together"):
+        NATIVE.weigh(cost, log_u, log_v, reg, left, None, rows, cols)
     with pytest.raises(TypeError, match="col_sum is added to in place: it must be float64"):
         NATIVE.weigh(cost, log_u, log_v, reg, left, right, rows, cols.float())
 
 
 def test_lower_instruction_sets():
-    passes_at_lower_levels(__file__, "sums_and_entries and native")
+    passes_at_lower_levels(__file__, "(sums_and_entries or products) and native")

@@ -31,6 +31,8 @@ class Cost(ABC):
 
     #: Dense costs are used in place; others are built once or streamed by blocks of rows.
     dense: ClassVar[bool] = False
+    #: Whether a block is the product of the first prepared tensor, (B, n, d), and the second, (B, m, d), transposed.
+    bilinear: ClassVar[bool] = False
     #: What operators, which see tensors and strings alone, know the class by.
     key: ClassVar[str] = ""
     materialize: bool | None = None
@@ -152,6 +154,7 @@ class InnerProductCost(Cost):
             The cost itself has the solver's type either way.
     """
 
+    bilinear = True
     scale: ClassVar[float] = 1.0
     #: Largest |alpha| + |beta| + k|x'||z'| where that is known without looking.
     largest: ClassVar[float | None] = None

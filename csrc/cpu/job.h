@@ -16,6 +16,8 @@ constexpr int64_t kLongRow = 1024;    // columns from which on slabs may have kS
 constexpr int64_t kTileRows = 8;      // rows that share one pass over a slab's column sums, or are skipped
 constexpr int64_t kSkipColumns = 64;  // columns of a block that is skipped
 constexpr int64_t kChunk = 2048;      // entries of a vector that are one unit of work
+constexpr int64_t kBatchRows = 32;      // rows and columns of W that are made before they are multiplied; a stripe of
+constexpr int64_t kBatchColumns = 512;  // so many columns is one thread's in kWeighColumns
 constexpr size_t kAlignment = 64;
 
 // Blocks of the cost that a sweep may skip, kTileRows x kSkipColumns, counted from its first row and column.
@@ -60,6 +62,11 @@ struct Job {
   const void *left, *right;
   int64_t rank, plan_batch_stride, plan_row_stride;
   const double* plan_scale;
+  // What W is multiplied by, (count, m, factor_columns), or for kWeighColumns, which takes W', (count, n, ...), and where
+  // that is added, (count, n or m, ...); a multiple of a cache line.  null: nothing.
+  const void* factor;
+  void* product;
+  int64_t factor_columns;
 
   // The cut of one problem.
   int64_t slabs, slab_rows;
@@ -94,7 +101,7 @@ struct Kernels {
   int64_t block;  // columns that are summed in the cost's type along a row
   Unit split_rows, split_columns;
   Unit row_lse, sweep, merge_sweep, col_lse, merge_col_lse, col_lse_masked, merge_col_lse_masked, panel, block_min;
-  Unit grid, split_both, load_operand, schur, merge_schur, eliminate, merge_eliminate, weigh, merge_weigh;
+  Unit grid, split_both, load_operand, schur, merge_schur, eliminate, merge_eliminate, weigh, merge_weigh, weigh_columns;
   void (*exp2)(const void* in, void* out, int64_t count);
   void (*exp)(const double* in, double* out, int64_t count);  // exp(-inf) = 0, as all below 2^-1022
   void (*log)(const double* in, double* out, int64_t count);  // log(0) = -inf, NaN of what is negative

@@ -91,7 +91,7 @@ template <class T> constexpr Kernels kTable = {
     kBlock<T>, split_rows<T>, split_columns<T>, rows_unit<T, false>, rows_unit<T, true>, merge_sweep<T>,
     col_lse_unit<T>, merge_col_lse<T>, col_lse_masked_unit<T>, merge_col_lse_masked<T>, panel_unit<T>,
     block_min_unit<T>, grid_unit<T>, split_both<T>, load_operand<T>, adjoint_unit<T, false>, merge_adjoint<T, 1>,
-    adjoint_unit<T, true>, merge_adjoint<T, 3>, weigh_unit<T>, merge_weigh<T>, exp2_array<T>, exp_array, log_array};
+    adjoint_unit<T, true>, merge_adjoint<T, 3>, weigh_unit<T>, merge_weigh<T>, weigh_columns_unit<T>, exp2_array<T>, exp_array, log_array};
 
 }  // namespace
 

@@ -88,9 +88,10 @@ int64_t lay_out(Job& job, Operation operation, bool is_double, int workers, void
   job.width = round_up(job.m, line);
   job.height = round_up(job.n, line);
   job.block_width = round_up(block_columns(job.m), line);
-  job.weights = operation != Operation::kPanel && operation != Operation::kWeigh;
+  const bool weigh = operation == Operation::kWeigh || operation == Operation::kWeighColumns;
+  job.weights = operation != Operation::kPanel && !weigh;
   const int64_t longest = job.width > kernel.block ? job.width : kernel.block;
-  job.tile_bytes = size_t((kTileRows * longest + 4 * job.block_width) * size);
+  job.tile_bytes = size_t((weigh ? kBatchRows * kBatchColumns : kTileRows * longest + 4 * job.block_width) * size);
 
   Arena from(memory);
   if (job.log_v) {
@@ -117,7 +118,7 @@ int64_t lay_out(Job& job, Operation operation, bool is_double, int workers, void
     job.bound_sum = from.take(job.count * job.block_width * size);
     job.slab_missed = from.take(job.count * job.slabs * job.block_width * size);
   }
-  if (by_row || running_peak || adjoint) job.tile = from.take(int64_t(job.tile_bytes) * (workers > 1 ? workers : 1));
+  if (by_row || running_peak || adjoint || (weigh && job.factor)) job.tile = from.take(int64_t(job.tile_bytes) * (workers > 1 ? workers : 1));
   return from.used();
 }
 
@@ -136,6 +137,8 @@ PhaseList phases_of(const Job& job, Operation operation, bool is_double) {
     case Operation::kBlockMin: return {{{kernel.block_min, slabs}}, 1};
     case Operation::kColLseMasked:
       return {{rows, {kernel.col_lse_masked, slabs}, {kernel.merge_col_lse_masked, chunks(job.width)}}, 3};
+    case Operation::kWeighColumns:
+      return {{columns, rows, {kernel.weigh_columns, job.count * ((job.m + kBatchColumns - 1) / kBatchColumns)}}, 3};
     case Operation::kWeigh:
       return {{columns, rows, {kernel.weigh, slabs}, {kernel.merge_weigh, columns.units}}, 4};
     case Operation::kSchur:

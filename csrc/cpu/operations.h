@@ -9,7 +9,9 @@ namespace uot {
 
 // kColLseMasked is kColLse for the columns of `mask` alone; kBlockMin fills the table that a sweep skips by.  kSchur
 // and kEliminate are the adjoint's: their first kAdjointSetup phases are for the log-scalings alone.
-enum class Operation { kRowLse, kColLse, kSweep, kPanel, kBlockMin, kColLseMasked, kSchur, kEliminate, kWeigh };
+enum class Operation {
+  kRowLse, kColLse, kSweep, kPanel, kBlockMin, kColLseMasked, kSchur, kEliminate, kWeigh, kWeighColumns
+};
 constexpr int kAdjointSetup = 2;
 
 // A call is laid out once and may be run many times: the caller's arrays may be others, of the same shapes and null

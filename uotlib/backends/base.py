@@ -65,7 +65,7 @@ class Backend(ABC):
     bytes_per_entry: ClassVar[int] = 0
     #: Temporary memory of `schur` and `eliminate`, per entry of the block, in units of the cost's type.
     adjoint_temporaries: ClassVar[int] = 2
-    #: The same of `weigh`.
+    #: The same of `weigh` and `weigh_columns`; 0 means that their products are computed without any block.
     weigh_temporaries: ClassVar[int] = 3
     #: True where asking for a value on the host would wait for the device.
     asynchronous: ClassVar[bool] = False
@@ -105,25 +105,47 @@ class Backend(ABC):
     def panel(self, cost: Tensor, log_u: Tensor, log_v: Tensor, reg: Tensor, items: Tensor | None = None) -> Tensor:
         r"""Block of the plan, :math:`e^{\log u_i + \log v_j - C_{ij}/\varepsilon}`, (B, n, m), in the cost's type."""
 
-    def weigh(self, cost: Tensor, log_u: Tensor, log_v: Tensor, reg: Tensor, left: Tensor, right: Tensor,
-              row_sum: Tensor, col_sum: Tensor, items: Tensor | None = None, *, out: Tensor | None = None,
-              scale: Tensor | None = None) -> None:
-        r"""Sums along rows and columns of :math:`W_{ij} = T_{ij} \sum_k L_{ik} R_{jk}`, T a block of the plan, and W.
+    def weigh(self, cost: Tensor, log_u: Tensor, log_v: Tensor, reg: Tensor, left: Tensor | None, right: Tensor | None,
+              row_sum: Tensor, col_sum: Tensor, items: Tensor | None = None, *, scale: Tensor | None = None,
+              out: Tensor | None = None, factor: Tensor | None = None, product: Tensor | None = None) -> None:
+        r"""Sums of :math:`W_{ij} = T_{ij} \sum_k L_{ik} R_{jk}` along rows and columns, T a block of the plan; and s W.
 
         Args:
-            left, right: L, (B, n, k), and R, (B, m, k), in the cost's type.
+            left, right: L, (B, n, k), and R, (B, m, k), in the cost's type; None for W = T.
             row_sum: (B, n), float64, the result.
             col_sum: (B, m), float64, added to in place.
-            out: Where W is wanted, (B, n, m), in the cost's type, unit stride along m.
-            scale: What that is multiplied by, (B,), float64.
+            scale: s, (B,), float64; 1 if None.
+            out: Where s W is wanted, (B, n, m), in the cost's type, unit stride along m; not with a factor.
+            factor: F, (B, m, d), in the cost's type, of which s W F is added to ``product`` (B, n, d).
         """
-        weight = self.panel(cost, log_u, log_v, reg, items)
-        with full_precision_matmul(cost.device):
-            weight *= torch.bmm(left, right.mT)
+        weight = self._weighed(cost, log_u, log_v, reg, left, right, items)
         row_sum.copy_(weight.sum(2))
         col_sum += weight.sum(1)
+        if scale is not None and (out is not None or factor is not None):
+            weight = weight * scale[:, None, None].to(weight.dtype)
         if out is not None:
-            out.copy_(weight if scale is None else weight * scale[:, None, None].to(weight.dtype))
+            out.copy_(weight)
+        if factor is not None and product is not None:
+            with full_precision_matmul(cost.device):
+                product += torch.bmm(weight, factor)
+
+    def weigh_columns(self, cost: Tensor, log_u: Tensor, log_v: Tensor, reg: Tensor, left: Tensor | None,
+                      right: Tensor | None, factor: Tensor, product: Tensor, items: Tensor | None = None, *,
+                      scale: Tensor | None = None) -> None:
+        """Add s W' F, for the W of `weigh`, to ``product`` (B, m, d); F is ``factor`` (B, n, d)."""
+        weight = self._weighed(cost, log_u, log_v, reg, left, right, items)
+        if scale is not None:
+            weight = weight * scale[:, None, None].to(weight.dtype)
+        with full_precision_matmul(cost.device):
+            product += torch.bmm(weight.mT, factor)
+
+    def _weighed(self, cost: Tensor, log_u: Tensor, log_v: Tensor, reg: Tensor, left: Tensor | None,
+                 right: Tensor | None, items: Tensor | None) -> Tensor:
+        weight = self.panel(cost, log_u, log_v, reg, items)
+        if left is not None and right is not None:
+            with full_precision_matmul(cost.device):
+                weight *= torch.bmm(left, right.mT)
+        return weight
 
     def solve(self, problem: Problem, cost: Tensor, method: str, max_iter: int, tol: float | None,
               init: tuple[Tensor, Tensor] | None, options: SolverOptions) -> Outcome | None:

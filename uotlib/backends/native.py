@@ -122,30 +122,27 @@ class NativeBackend(Backend):
         _kernels().panel(_cost(cost, reg, items), log_u.data_ptr(), log_v.data_ptr(), plan.data_ptr())
         return plan
 
-    def weigh(self, cost: Tensor, log_u: Tensor, log_v: Tensor, reg: Tensor, left: Tensor, right: Tensor,
-              row_sum: Tensor, col_sum: Tensor, items: Tensor | None = None, *, out: Tensor | None = None,
-              scale: Tensor | None = None) -> None:
+    def weigh(self, cost: Tensor, log_u: Tensor, log_v: Tensor, reg: Tensor, left: Tensor | None, right: Tensor | None,
+              row_sum: Tensor, col_sum: Tensor, items: Tensor | None = None, *, scale: Tensor | None = None,
+              out: Tensor | None = None, factor: Tensor | None = None, product: Tensor | None = None) -> None:
         count, n, m = _sizes(cost, items)
-        log_u, log_v = _vector("log_u", log_u, count, n), _vector("log_v", log_v, count, m)
-        reg = _vector("reg", reg, count)
-        rank = left.shape[-1]
-        for name, factor, shape in (("left", left, (count, n, rank)), ("right", right, (count, m, rank))):
-            if factor.shape != shape or factor.dtype != cost.dtype or not factor.is_cpu:
-                raise ValueError(f"{name} must be {_name(cost.dtype)} of shape {shape} on the CPU, got "
-                                 f"{_name(factor.dtype)} of shape {tuple(factor.shape)} on {factor.device}")
-        left, right = left.contiguous(), right.mT.contiguous()
         rows, cols = _added_to("row_sum", row_sum, count, n), _added_to("col_sum", col_sum, count, m)
-        scale = None if scale is None else _vector("scale", scale, count)
         if out is not None and (out.shape != (count, n, m) or out.dtype != cost.dtype or not out.is_cpu
                                 or (m > 1 and out.stride(2) != 1)):
             raise ValueError(f"out must be {_name(cost.dtype)} of shape {(count, n, m)} on the CPU with unit stride "
                              f"along its last axis, got {_name(out.dtype)} of shape {tuple(out.shape)} on {out.device}")
-        strides = (0, 0) if out is None else (out.stride(0), out.stride(1))
-        _kernels().weigh(_cost(cost, reg, items), log_u.data_ptr(), log_v.data_ptr(), left.data_ptr(), right.data_ptr(),
-                         rank, rows.data_ptr(), cols.data_ptr(), _address(out), *strides, _address(scale))
+        if out is not None and factor is not None:
+            raise ValueError("out and factor exclude each other: give one of them")
+        _weigh(cost, log_u, log_v, reg, left, right, items, scale, rows, cols, out, factor, product, m, n, False)
         for total, given in ((rows, row_sum), (cols, col_sum)):
             if total is not given:
                 given.copy_(total)
+
+    def weigh_columns(self, cost: Tensor, log_u: Tensor, log_v: Tensor, reg: Tensor, left: Tensor | None,
+                      right: Tensor | None, factor: Tensor, product: Tensor, items: Tensor | None = None, *,
+                      scale: Tensor | None = None) -> None:
+        _, n, m = _sizes(cost, items)
+        _weigh(cost, log_u, log_v, reg, left, right, items, scale, None, None, None, factor, product, n, m, True)
 
     def solve(self, problem: Problem, cost: Tensor, method: str, max_iter: int, tol: float | None,
               init: tuple[Tensor, Tensor] | None, options: SolverOptions) -> Outcome | None:
@@ -208,6 +205,44 @@ class NativeBackend(Backend):
         while not run.advance(native_solve.TURN):
             pass  # Python may interrupt here
         return answer, residual
+
+
+def _weigh(cost: Tensor, log_u: Tensor, log_v: Tensor, reg: Tensor, left: Tensor | None, right: Tensor | None,
+           items: Tensor | None, scale: Tensor | None, rows: Tensor | None, cols: Tensor | None, out: Tensor | None,
+           factor: Tensor | None, product: Tensor | None, inner: int, outer: int, columns: bool) -> None:
+    """Both passes; the factor has ``inner`` rows, the product ``outer``."""
+    count, n, m = _sizes(cost, items)
+    log_u, log_v = _vector("log_u", log_u, count, n), _vector("log_v", log_v, count, m)
+    reg = _vector("reg", reg, count)
+    scale = None if scale is None else _vector("scale", scale, count)
+    rank = 0 if left is None else left.shape[-1]
+    if (left is None) != (right is None) or (factor is None) != (product is None):
+        raise ValueError("left and right, and factor and product, belong together: give both or neither")
+    if left is not None and right is not None:
+        left = _block("left", left, cost, count, n, rank).contiguous()
+        right = _block("right", right, cost, count, m, rank).mT.contiguous()
+    width, total = 0, None
+    if factor is not None and product is not None:
+        depth = factor.shape[-1]
+        line = 64 // cost.element_size()  # the kernel's rows are whole cache lines
+        width = -(-depth // line) * line
+        factor = torch.nn.functional.pad(_block("factor", factor, cost, count, inner, depth), (0, width - depth))
+        factor = factor.contiguous()
+        total = torch.zeros(count, _block("product", product, cost, count, outer, depth).shape[1], width,
+                            dtype=cost.dtype)
+    strides = (0, 0) if out is None else (out.stride(0), out.stride(1))
+    _kernels().weigh(_cost(cost, reg, items), log_u.data_ptr(), log_v.data_ptr(), _address(left), _address(right), rank,
+                     _address(rows), _address(cols), _address(out), *strides, _address(scale), _address(factor),
+                     _address(total), width, columns)
+    if product is not None and total is not None:
+        product += total[:, :, : product.shape[2]]
+
+
+def _block(name: str, values: Tensor, cost: Tensor, *shape: int) -> Tensor:
+    if values.shape != shape or values.dtype != cost.dtype or not values.is_cpu:
+        raise ValueError(f"{name} must be {_name(cost.dtype)} of shape {shape} on the CPU, got {_name(values.dtype)} "
+                         f"of shape {tuple(values.shape)} on {values.device}")
+    return values
 
 
 def least(cost: Tensor) -> Tensor:

@@ -10,11 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..solver import on_threads
-from .solved import LowRank, Solved, matmul, normalising, plan_gradients
-
-#: Columns of an operand below which its products are one thread's.
-NARROW = 48
+from .solved import LowRank, Solved, normalising, plan_gradients
 
 
 def product(solved: Solved, v: Tensor, side: int, normalised: bool) -> tuple[Tensor, Tensor]:
@@ -110,25 +106,17 @@ def transport_cost_gradients(solved: Solved, grad: Tensor, needs: Sequence[bool]
 
 
 def _multiply(solved: Solved, log_x: Tensor, log_y: Tensor, operand: Tensor, side: int, into: Tensor) -> None:
-    """Add M V (``side`` 0) or M' V (1), of the M of these log-scalings.
-
-    A product with few columns takes about as long as making its block of M, in memory that one core has: torch's
-    threads would only stand in the way of the backend's.
-    """
-    threads = torch.get_num_threads()
-    narrow = into.device.type == "cpu" and operand.shape[2] < NARROW
-    with on_threads(1 if narrow else threads):
-        blocks = solved.blocks(log_x, log_y)
-        while True:
-            with on_threads(threads):  # the backend's
-                found = next(blocks, None)
-            if found is None:
-                return
-            span, _, plan = found
-            if side == 0:
-                into[:, span] = matmul(plan, operand)
-            else:
-                into += matmul(plan.mT, operand[:, span])
+    """Add M V (``side`` 0) or M' V (1), of the M of these log-scalings."""
+    kernel, reg = solved.kernel, solved.problem.reg
+    backend, panels = kernel.backend, kernel.backend.weigh_temporaries
+    ignored = torch.zeros_like(solved.pair.f), torch.zeros_like(solved.pair.g)
+    for rows, block, entries in kernel.blocks(None, panels * kernel.dtype.itemsize, kernel.panel_limit if panels else
+                                              None):
+        if side == 0:
+            backend.weigh(block, log_x[:, rows], log_y, reg, None, None, ignored[0][:, rows], ignored[1], entries,
+                          factor=operand, product=into[:, rows])
+        else:
+            backend.weigh_columns(block, log_x[:, rows], log_y, reg, None, None, operand[:, rows], into, entries)
 
 
 def _scalings(solved: Solved, side: int, normalised: bool) -> tuple[Tensor, Tensor]:

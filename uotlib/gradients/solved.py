@@ -188,18 +188,29 @@ def low_rank_sums(solved: Solved, log_x: Tensor, log_y: Tensor, weigh: LowRank, 
     into = _sums(kernel.prepared, () if in_place else to_cost)
     if in_place and any(to_cost):
         into = [torch.empty_like(kernel.prepared[0])]
-    panels = backend.weigh_temporaries + (into is not None and not in_place)
+    # Products with features, where nothing but the plan's type and batch stands between.
+    fused = (kernel.cost.bilinear and backend.weigh_temporaries == 0 and kernel.cost_items is None
+             and kernel.prepared[0].dtype == kernel.dtype)
+    panels = backend.weigh_temporaries + (into is not None and not in_place and not fused)
     panel = None  # one for all blocks
     for rows, block, entries in kernel.blocks(None, panels * kernel.dtype.itemsize,
                                               kernel.panel_limit if panels else None):
-        out = None
+        out, factor, product = None, None, None
+        log_u, left = log_x[:, rows], weigh.left[:, rows]
         if into is not None and in_place and into[0] is not None:
             out = into[0][:, rows]
+        elif into is not None and fused:
+            x, z = kernel.prepared
+            if into[0] is not None:
+                factor, product = z, into[0][:, rows]
+            if into[1] is not None:
+                backend.weigh_columns(block, log_u, log_y, reg, left, weigh.right, x[:, rows], into[1], entries,
+                                      scale=scale)
         elif into is not None:
             panel = block.new_empty(kernel.batch, *block.shape[1:]) if panel is None else panel
             out = panel[:, : block.shape[1]]
-        backend.weigh(block, log_x[:, rows], log_y, reg, weigh.left[:, rows], weigh.right, row_sum[:, rows], col_sum,
-                      entries, out=out, scale=scale)
+        backend.weigh(block, log_u, log_y, reg, left, weigh.right, row_sum[:, rows], col_sum, entries, scale=scale,
+                      out=out, factor=factor, product=product)
         if into is not None and out is not None and not in_place:
             _pull_back(solved, rows, out, into)
     row_sum *= weigh.scale[:, None]
