@@ -3,7 +3,7 @@
 from . import nn
 from .api import unbalanced_sinkhorn
 from .converters import Converted, from_geomloss, from_ott
-from .costs import CosineCost, Cost, DotCost, SqEuclideanCost
+from .costs import CosineCost, Cost, DotCost, InnerProductCost, SqEuclideanCost
 from .debiased import sinkhorn_divergence
 from .exceptions import BackendUnavailable, ConvergenceWarning
 from .masses import cross_masses
@@ -12,6 +12,6 @@ from .solution import Solution
 
 __version__ = "0.1.0"
 
-__all__ = ["BackendUnavailable", "ConvergenceWarning", "Converted", "CosineCost", "Cost", "DotCost", "Progress",
-           "Solution", "SolverOptions", "SqEuclideanCost", "cross_masses", "from_geomloss", "from_ott", "nn",
-           "sinkhorn_divergence", "unbalanced_sinkhorn"]
+__all__ = ["BackendUnavailable", "ConvergenceWarning", "Converted", "CosineCost", "Cost", "DotCost",
+           "InnerProductCost", "Progress", "Solution", "SolverOptions", "SqEuclideanCost", "cross_masses",
+           "from_geomloss", "from_ott", "nn", "sinkhorn_divergence", "unbalanced_sinkhorn"]

@@ -15,10 +15,11 @@ from .exceptions import ConvergenceWarning
 from .options import SolverOptions
 from .outcome import Outcome
 from .problem import Problem, build_problem
-from .settings import Run, Settings
+from .settings import Run, Settings, kernel_of
 from .solution import Solution
-from .solve_operator import kernel_of, solve_as_operator, whole_matrix
+from .solve_operator import solve_as_operator, whole_matrix
 from .solver import solve
+from .tracing import values_hidden
 
 Scalar = float | Tensor
 
@@ -58,15 +59,18 @@ def unbalanced_sinkhorn(cost: Tensor | Cost, a: Tensor | None = None, b: Tensor 
             the plan.  None is max(1e-5, 4 u max|f, g| / eps), u the unit roundoff of the type, and at most 1e-2.  0
             runs exactly ``max_iter`` passes and never waits for the device.
         init: Potentials (f, g), (..., n) and (..., m), to start from at the target eps; the first half-step computes f
-            from g.
+            from g.  Constants: no gradient reaches them.
         grad: How outputs depend on cost, masses, ``reg`` and ``reg_m``.  "implicit" (default): as the solution does, by
             the equations that define it, linearised at the pair that was found: exact at convergence, and otherwise
             wrong by a multiple of the violation, 10 to 300 times it at small eps, where float32's default ``tol`` is
             loose: give a smaller one.  One linear solve, whatever the loss is made of.  "unrolled": as the
             iterations of ``method="sinkhorn"`` do that were run, keeping vectors only.  "envelope": for ``value``
             only, any other output raises.  "none": every output is a constant.  ``value`` has second derivatives
-            under "implicit".  At a mass of zero, gradients are one-sided derivatives ("kl") or 0 ("entropy", where
-            the limit is infinite).
+            under "implicit" (not through a compiled function, whose backward PyTorch keeps as a constant).  At a mass
+            of zero, gradients are one-sided derivatives ("kl", but for what passes between a row and a column that
+            both have none, which is left out) or 0 ("entropy", and a point without allowed pairs whose marginal is
+            exact, where the limit is infinite).  With both marginals exact, float32 and eps 1e-3 or less the linear
+            solve ends early, with a warning: use float64 there.
         backend: "auto", "native" (C++ on the CPU), "triton" (GPU) or "reference" (torch, float64 arithmetic).
         options: Schedule, acceleration, the backward's tolerance, memory, progress: `SolverOptions`.
 
@@ -79,11 +83,12 @@ def unbalanced_sinkhorn(cost: Tensor | Cost, a: Tensor | None = None, b: Tensor 
             for the device, and torch.compile and torch.func.vmap have none to look at: there a NaN shows in the
             potentials and in ``converged``), devices that differ, and different totals with both marginals exact.
         BackendUnavailable: if the backend that was asked for cannot run, with the reason.
+        RuntimeError: for inputs with a forward-mode tangent, and under torch.compile of a torch.func transform.
 
     Warns:
-        (Not under torch.compile and torch.func.)
         ConvergenceWarning: if an item is not within ``tol`` after ``max_iter`` passes, or stopped because rounding
-            lets the violation fall no further; from a backward, if its linear solve is not within ``adjoint_tol``.
+            lets the violation fall no further (not under torch.compile and torch.func); from a backward, if its linear
+            solve is not within ``adjoint_tol``.
 
     Example:
         >>> import torch
@@ -109,10 +114,10 @@ def unbalanced_sinkhorn(cost: Tensor | Cost, a: Tensor | None = None, b: Tensor 
     prepared = problem.cost.prepare(problem.dtype, problem.smallest_reg)
     constant = tuple([tensor.detach() if tensor.requires_grad or problem.hidden else tensor for tensor in prepared])
     matrix = None if problem.cost.dense else whole_matrix(problem.cost, constant, how)
-    if problem.hidden:
+    if problem.hidden or (start is not None and values_hidden(*start)):
         if options.progress is not False:
             raise ValueError("SolverOptions.progress must be False under torch.compile and torch.func")
-        outcome = solve_as_operator(problem, constant, matrix, start, how, Run(method, max_iter, tol, options))
+        outcome = solve_as_operator(problem, constant, matrix, start, how, Run(method, tol, options), max_iter)
     else:
         outcome = solve(problem, kernel_of(problem, constant, matrix, how), method, max_iter, tol, start, options)
         _warn(problem, outcome, max_iter, tol)
@@ -165,7 +170,7 @@ def _check_init(init: object, problem: Problem) -> tuple[Tensor, Tensor] | None:
         except RuntimeError as error:
             raise ValueError(f"{name}: batch dimensions {tuple(part.shape[:-1])} do not broadcast to "
                              f"{tuple(problem.batch_shape)}") from error
-        if problem.device.type == "cpu" and not problem.hidden and bool(torch.isnan(flat).any()):
+        if problem.device.type == "cpu" and not values_hidden(part) and bool(torch.isnan(flat).any()):
             raise ValueError(f"{name} must not contain NaN, got {int(torch.isnan(flat).sum())} of them")
         usable = torch.isfinite(flat) & (side.mass > 0)
         start.append(torch.where(usable, flat, 0.0))

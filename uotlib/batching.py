@@ -20,14 +20,14 @@ def rule_for_every_cost(call: Callable[..., Any], info: Any, dims: Any, *argumen
 
 
 def rule_of_solve(call: Callable[..., Any], info: Any, dims: Any, inputs: Any, matrix: Any, items: Any, start: Any,
-                  settings: str, run: str) -> tuple[Any, Any]:
+                  settings: str, run: str, max_iter: int) -> tuple[Any, Any]:
     """Of the solve."""
     size = info.batch_size
     vectors = [_fold(tensor, dim, size) for tensor, dim in zip(inputs[:5], dims[0][:5], strict=True)]
     prepared, matrix, items = _fold_cost(inputs[5:], dims[0][5:], matrix, dims[1], items, len(vectors[2]) // size, size,
                                          False)
     start = _fold_any(start, dims[3], size)
-    return _unfold(call([*vectors, *prepared], matrix, items, start, settings, run), size)
+    return _unfold(call([*vectors, *prepared], matrix, items, start, settings, run, max_iter), size)
 
 
 def rule_of_cost(call: Callable[..., Any], info: Any, dims: Any, prepared: Any, *rest: Any) -> tuple[Any, Any]:

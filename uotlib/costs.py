@@ -2,12 +2,13 @@ r"""Costs: a dense matrix, or a pair of feature sets whose cost matrix need neve
 
 A cost knows its shape, the tensors it is differentiable in, and how to give a block of its rows.  A new cost of the
 form :math:`\alpha_i + \beta_j - k\,\langle x_i, z_j\rangle` is a subclass of `InnerProductCost` with one method;
-any other cost is a subclass of `Cost` with two.
+any other cost is a subclass of `Cost` with four.
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -16,12 +17,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from .process import ProcessSetting
 from .tracing import values_hidden
 
 #: A feature cost is built once, rather than streamed, while it takes at most this many bytes.
 MATERIALIZE_BYTES = 1 << 30
 #: Sums of gradients, None where there is no need of one.
 Tensors = Sequence[Tensor | None]
+_PRECISION = {"cpu": ProcessSetting(), "cuda": ProcessSetting()}
 #: Every kind of cost by its key.
 _KINDS: dict[str, type[Cost]] = {}
 
@@ -179,6 +182,12 @@ class InnerProductCost(Cost):
             raise ValueError(f"{name}: precision must be None, 'float32' or 'float64', got {precision!r}")
         self.x, self.z, self.materialize, self.precision = x, z, materialize, precision
 
+    def between(self, x: Tensor, z: Tensor) -> InnerProductCost:
+        """The same cost, with all that a subclass has set, between other features."""
+        other = copy.copy(self)
+        other.x, other.z, other._batch = x, z, broadcast_batches(x.shape[:-2], z.shape[:-2])
+        return other
+
     @property
     def tensors(self) -> tuple[tuple[str, Tensor], ...]:
         return (("cost.x", self.x), ("cost.z", self.z))
@@ -309,9 +318,10 @@ def full_precision_matmul(device: torch.device) -> Iterator[None]:
         if matmul is None:
             yield
             return
-        before = matmul.fp32_precision
+        setting = _PRECISION[device.type]
+        setting.enter(matmul.fp32_precision)
         matmul.fp32_precision = "ieee"
         try:
             yield
         finally:
-            matmul.fp32_precision = before
+            matmul.fp32_precision = setting.leave("ieee")

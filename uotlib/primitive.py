@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -48,6 +48,9 @@ class Primitive:
         self.operator = getattr(torch.ops.uotlib, name).default
 
     def __call__(self, *arguments: Any) -> Any:
+        if torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+            raise RuntimeError("torch.compile of a function that transforms uotlib's operators (torch.func.grad, vmap) "
+                               "would lose gradients: transform the compiled function, or compile what is inside")
         if not transformed(*_tensors(arguments)):
             return self.operator(*arguments)
         results = _Transformed.apply(self, _without_tensors(arguments), *_tensors(arguments))
@@ -95,6 +98,11 @@ class _Transformed(torch.autograd.Function):
         flat = [gradient for argument, parts in zip(ctx.template, gradients, strict=True)
                 for gradient in _places(argument, parts)]
         return None, None, *flat
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> NoReturn:
+        raise RuntimeError("uotlib has no forward mode: use reverse mode (torch.func.grad, vjp, jacrev) in place of "
+                           "jvp, jacfwd and hessian")
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, primitive: Primitive, template: list[Any], *tensors: Tensor) -> Any:

@@ -11,7 +11,7 @@ from torch import Tensor
 from .backends import BACKENDS, native, native_solve
 from .costs import Cost, DenseCost
 from .divergences import KLPenalty
-from .tracing import lazy, values_hidden
+from .tracing import lazy, refuse_forward_mode, values_hidden
 
 #: Entries from which a dense cost is checked by all threads of the native backend.
 NATIVE_ENTRIES = 1 << 17
@@ -158,7 +158,7 @@ def build_problem(cost: object, a: object, b: object, reg: object, reg_m: object
     def over_batch(value: object) -> Tensor:
         if isinstance(value, Tensor):
             return value.to(device=device, dtype=torch.float64).expand(batch_shape).reshape(batch)
-        return torch.full((batch,), float(value), dtype=torch.float64, device=device)  # type: ignore[arg-type]
+        return torch.full((batch,), value, dtype=torch.float64, device=device)  # type: ignore[call-overload]
 
     def mass_over_batch(value: object, points: int) -> Tensor:
         if not isinstance(value, Tensor):
@@ -169,6 +169,7 @@ def build_problem(cost: object, a: object, b: object, reg: object, reg_m: object
 
     tau_over_batch = over_batch(tau_a)
     hidden = values_hidden(*(tensor for _, tensor in named))
+    refuse_forward_mode(named)
     inputs = (mass_over_batch(a, n), mass_over_batch(b, m), over_batch(reg), tau_over_batch,
               tau_over_batch if shared else over_batch(tau_b))
     a64, b64, reg64, tau_a64, tau_b64 = [tensor.detach() if tensor.requires_grad or hidden else tensor
@@ -215,7 +216,7 @@ def _check_number(name: str, value: object, allow_inf: bool) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         hint = " or a pair of these" if name.startswith("reg_m") else ""
         raise TypeError(f"{name} must be a number or a tensor over the batch{hint}, got {type(value).__name__}")
-    if not value > 0 or (math.isinf(value) and not allow_inf):
+    if not value > 0 or (value == math.inf and not allow_inf):
         raise ValueError(f"{name} must be positive{'' if allow_inf else ' and finite'}, got {value}")
 
 

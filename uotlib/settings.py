@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .backends import BACKENDS
 from .costs import cost_of_kind
 from .divergences import KLPenalty
+from .operators import GibbsKernel
 from .options import NUMBERS, SolverOptions
 from .problem import Problem, Side
 
@@ -59,24 +61,31 @@ def flat_problem(settings: Settings, a: Tensor, b: Tensor, reg: Tensor, tau_a: T
         named=())
 
 
+def kernel_of(problem: Problem, prepared: tuple[Tensor, ...], matrix: Tensor | None, how: Settings) -> GibbsKernel:
+    """What reads the cost of this problem."""
+    size = problem.batch, problem.rows.mass.shape[1], problem.cols.mass.shape[1]
+    cost = problem.cost
+    return GibbsKernel(cost, prepared, prepared[0] if cost.dense else matrix, problem.cost_items, size, how.dtype,
+                       BACKENDS[how.backend], how.block_bytes)
+
+
 @dataclass(frozen=True)
 class Run:
-    """How a problem is solved: the arguments of `uotlib.solver.solve` that are no tensors."""
+    """How a problem is solved: the arguments of `uotlib.solver.solve` that are neither tensors nor ``max_iter``."""
 
     method: str
-    max_iter: int
     tol: float | None
     options: SolverOptions
 
     def encode(self) -> str:
         numbers = "|".join([f"{name}={getattr(self.options, name)}" for name in NUMBERS])
-        return f"{self.method}|{self.max_iter}|{self.tol}|{numbers}"
+        return f"{self.method}|{self.tol}|{numbers}"
 
     @staticmethod
     def decode(text: str) -> Run:
-        method, max_iter, tol, *numbers = text.split("|")
+        method, tol, *numbers = text.split("|")
         pairs = [number.split("=") for number in numbers]
         values: dict[str, Any] = {name: int(value) if NUMBERS[name][0] is Integral else float(value)
                                   for name, value in pairs}
         options = SolverOptions(**values)
-        return Run(method, int(max_iter), None if tol == "None" else float(tol), options)
+        return Run(method, None if tol == "None" else float(tol), options)

@@ -14,7 +14,7 @@ from .outcome import Outcome
 from .primitives import State
 from .problem import Problem
 from .settings import Settings
-from .tracing import lazy, transformed
+from .tracing import differentiated, lazy
 
 
 class Solution:
@@ -40,26 +40,29 @@ class Solution:
                  start: tuple[Tensor, Tensor] | None = None) -> None:
         self._problem, self._prepared, self._matrix, self._settings = problem, prepared, matrix, settings
         self._outcome, self._pair, self._grad, self._steps, self._start = outcome, outcome.pair, grad, steps, start
-        # A transform of torch.func may hide that it differentiates.
         self._attached = grad != "none" and torch.is_grad_enabled() and any(
-            tensor.requires_grad or (problem.hidden and transformed(tensor)) for _, tensor in problem.named)
+            differentiated(tensor) for _, tensor in problem.named)
         self._versions = None if problem.hidden else [version_of(tensor) for _, tensor in problem.named]
 
-    @lazy
+    @property
     def violation(self) -> Tensor:
         return self._scalar(self._outcome.violation)
 
-    @lazy
+    @property
     def gap(self) -> Tensor:
         return self._scalar(self._outcome.gap)
 
-    @lazy
+    @property
     def n_iter(self) -> Tensor:
-        return self._outcome.n_iter.reshape(self._problem.batch_shape)
+        return self._outcome.n_iter.reshape(self._problem.batch_shape).clone()
 
-    @lazy
+    @property
     def converged(self) -> Tensor:
-        return self._outcome.converged.reshape(self._problem.batch_shape)
+        return self._outcome.converged.reshape(self._problem.batch_shape).clone()
+
+    def __getstate__(self) -> dict[str, object]:
+        """Copies have tensors of their own, of other versions."""
+        return self.__dict__ | {"_versions": None}
 
     def __repr__(self) -> str:
         batch = f"batch {tuple(self._problem.batch_shape)}, " if self._problem.batch_shape else ""
@@ -68,7 +71,7 @@ class Solution:
         worst = f", violation {float(self.violation.max()):.2e}" if self.violation.numel() else ""
         return f"Solution({batch}{self._sizes[0]} x {self._sizes[1]}, {state}{worst})"
 
-    @lazy
+    @property
     def value(self) -> Tensor:
         r"""The whole primal objective of the plan, (...): cost, both penalties and the entropic term.
 
@@ -77,19 +80,28 @@ class Solution:
         Source: Feydy et al. 2019, *Interpolating between optimal transport and MMD*, section 2.
         """
         self._check()
+        with _attaching() if self._attached else contextlib.nullcontext():
+            return self._value.clone()
+
+    @lazy
+    def _value(self) -> Tensor:
         if not self._attached:
             return self._scalar(primal_value(self._problem, self._pair))
-        with torch.enable_grad():
+        with _attaching():
             if self._grad == "unrolled":
                 return self._scalar(unrolled_value(self._state, self._inputs, self._pair))
             inputs = [*self._problem.inputs, self._pair.f, self._pair.g, *self._prepared]
             return self._scalar(self._state.value(inputs, self._grad == "implicit"))
 
-    @lazy
+    @property
     def transport_cost(self) -> Tensor:
         """<C, T>, (...)."""
         with self._differentiably("transport_cost"):
-            return self._scalar(self._state.transport_cost(self._inputs))
+            return self._transport_cost.clone()
+
+    @lazy
+    def _transport_cost(self) -> Tensor:
+        return self._scalar(self._state.transport_cost(self._inputs))
 
     @property
     def f(self) -> Tensor:
@@ -205,6 +217,9 @@ class Solution:
         if self._grad == "unrolled":
             start = torch.zeros_like(pair.g) if self._start is None else self._start[1]
             n_iter = self.n_iter.reshape(-1)
+            if self._steps is None and self._problem.hidden:
+                raise ValueError("grad='unrolled' needs tol=0 under torch.compile and torch.func, where the number of "
+                                 "iterations cannot be looked at")
             most = self._steps if self._steps is not None else int(n_iter.max()) if n_iter.numel() else 0
             f, g = unrolled_potentials(self._state, inputs, start, n_iter, most)
         else:
@@ -214,7 +229,7 @@ class Solution:
     def _detached(self) -> Solution:
         """The same solution, every output a constant."""
         constant = copy.copy(self)
-        for name in ("value", "transport_cost", "_inputs"):
+        for name in ("_value", "_transport_cost", "_inputs"):
             constant.__dict__.pop(name, None)
         constant._attached = False
         return constant
@@ -252,7 +267,7 @@ class Solution:
         return vector.to(self._problem.dtype, copy=True).reshape(*self._problem.batch_shape, vector.shape[-1])
 
     def _scalar(self, scalar: Tensor) -> Tensor:
-        return scalar.to(self._problem.dtype).reshape(self._problem.batch_shape)
+        return scalar.to(self._problem.dtype, copy=True).reshape(self._problem.batch_shape)
 
     def _check(self) -> None:
         """Everything but potentials and marginals is computed from the inputs again, so that those must not change."""
@@ -272,7 +287,17 @@ class Solution:
                 "its masses come from a search; gather from plan, or use argmax"
             raise RuntimeError(f"an input requires grad and Solution.{name} is not differentiable: {reason}. "
                                "Solve with grad='none' or under torch.no_grad() to use it as a constant.")
+        return _attaching()
+
+
+def _attaching() -> contextlib.AbstractContextManager:
+    """Gradients on, and out of inference mode: what is made once and kept is for every later use."""
+    if torch.compiler.is_compiling() or not torch.is_inference_mode_enabled():
         return torch.enable_grad()
+    stack = contextlib.ExitStack()
+    stack.enter_context(torch.inference_mode(False))
+    stack.enter_context(torch.enable_grad())
+    return stack
 
 
 def version_of(tensor: Tensor) -> int:

@@ -10,11 +10,11 @@ from torch import Tensor
 from . import batching
 from .backends import BACKENDS
 from .costs import MATERIALIZE_BYTES, Cost, cost_of_kind
-from .operators import GibbsKernel, cost_matrix
+from .operators import cost_matrix
 from .outcome import Outcome, Pair
 from .primitive import Primitive
 from .problem import Problem
-from .settings import Run, Settings, flat_problem
+from .settings import Run, Settings, flat_problem, kernel_of
 from .solver import solve
 
 
@@ -32,12 +32,12 @@ _cost_matrix = Primitive("cost_matrix", "(Tensor[] prepared, int n, int m, str s
 
 
 def _run_solve(inputs: Sequence[Tensor], matrix: Tensor | None, items: Tensor | None, start: Sequence[Tensor],
-           settings: str, run: str) -> tuple[Tensor, ...]:
+               settings: str, run: str, max_iter: int) -> tuple[Tensor, ...]:
     how, order = Settings.decode(settings), Run.decode(run)
     a, b, reg, tau_a, tau_b, *prepared = inputs
     problem = flat_problem(how, a, b, reg, tau_a, tau_b, items)
     kernel = kernel_of(problem, tuple(prepared), matrix, how)
-    outcome = solve(problem, kernel, order.method, order.max_iter, order.tol, (start[0], start[1]) if start else None,
+    outcome = solve(problem, kernel, order.method, max_iter, order.tol, (start[0], start[1]) if start else None,
                     order.options)
     pair = outcome.pair
     answers = (pair.f, pair.g, pair.log_u, pair.log_v, pair.row_lse, pair.col_lse, outcome.violation, outcome.gap,
@@ -46,7 +46,7 @@ def _run_solve(inputs: Sequence[Tensor], matrix: Tensor | None, items: Tensor | 
 
 
 def _empty_solve(inputs: Sequence[Tensor], matrix: Tensor | None, items: Tensor | None, start: Sequence[Tensor],
-                 settings: str, run: str) -> tuple[Tensor, ...]:
+                 settings: str, run: str, max_iter: int) -> tuple[Tensor, ...]:
     a, b, reg = inputs[:3]
     f, g = (lambda: a.new_empty(a.shape)), (lambda: b.new_empty(b.shape))
     item = reg.new_empty
@@ -55,7 +55,7 @@ def _empty_solve(inputs: Sequence[Tensor], matrix: Tensor | None, items: Tensor 
 
 
 _solve = Primitive(
-    "solve", "(Tensor[] inputs, Tensor? matrix, Tensor? items, Tensor[] start, str settings, str run) -> "
+    "solve", "(Tensor[] inputs, Tensor? matrix, Tensor? items, Tensor[] start, str settings, str run, int max_iter) -> "
     f"({', '.join(['Tensor'] * 11)})", _run_solve, _empty_solve, batching.rule_of_solve)
 
 
@@ -68,18 +68,11 @@ def whole_matrix(cost: Cost, prepared: tuple[Tensor, ...], how: Settings) -> Ten
     return _cost_matrix(list(prepared), n, m, how.encode())
 
 
-def kernel_of(problem: Problem, prepared: tuple[Tensor, ...], matrix: Tensor | None, how: Settings) -> GibbsKernel:
-    """What reads the cost of this problem."""
-    size = problem.batch, problem.rows.mass.shape[1], problem.cols.mass.shape[1]
-    cost = problem.cost
-    return GibbsKernel(cost, prepared, prepared[0] if cost.dense else matrix, problem.cost_items, size, how.dtype,
-                       BACKENDS[how.backend], how.block_bytes)
-
-
 def solve_as_operator(problem: Problem, prepared: tuple[Tensor, ...], matrix: Tensor | None,
-                      start: tuple[Tensor, Tensor] | None, how: Settings, run: Run) -> Outcome:
+                      start: tuple[Tensor, Tensor] | None, how: Settings, run: Run,
+                      max_iter: int) -> Outcome:
     """`uotlib.solver.solve` through torch.ops.uotlib.solve."""
     inputs = [*(tensor.detach() for tensor in problem.inputs), *prepared]
     f, g, log_u, log_v, row_lse, col_lse, *rest = _solve(
-        inputs, matrix, problem.cost_items, list(start or ()), how.encode(), run.encode())
+        inputs, matrix, problem.cost_items, list(start or ()), how.encode(), run.encode(), max_iter)
     return Outcome(Pair(f, g, log_u, log_v, row_lse, col_lse), *rest)

@@ -20,11 +20,13 @@ from .operators import GibbsKernel, Sweep
 from .options import Progress, SolverOptions
 from .outcome import Outcome, Pair
 from .problem import Problem
+from .process import ProcessSetting
 
 #: Unit roundoff of the arithmetic on costs of each type.
 ROUNDOFF = {torch.float32: 2.0**-24, torch.float64: 2.0**-53}
 #: Passes without progress, near what rounding allows, after which the solver stops.
 STALL_PASSES = 40
+_THREADS = ProcessSetting()
 
 
 def solve(problem: Problem, kernel: GibbsKernel, method: str, max_iter: int, tol: float | None,
@@ -47,12 +49,12 @@ def on_threads(count: int) -> Iterator[None]:
     The loop's own vectors take microseconds on one; on two, each operation may wait for a busy core, and OpenMP's idle
     thread goes on spinning on the core that the backend's threads need.
     """
-    before = torch.get_num_threads()
+    before = _THREADS.enter(torch.get_num_threads())
     torch.set_num_threads(count)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(_THREADS.leave(before))
 
 
 class _Loop:

@@ -110,15 +110,17 @@ class NativeBackend(Backend):
     def block_min(self, cost: Tensor) -> Tensor:
         """The least entry of each block of 8 rows and 64 columns, (B, ceil(n / 8), ceil(m / 64)), for `sweep`."""
         count, n, m = _sizes(cost, None)
-        table = torch.empty(count, _kernels().block_rows(n), _kernels().block_columns(m), dtype=cost.dtype)
-        _kernels().block_min(_cost(cost, torch.ones(count, dtype=torch.float64), None), table.data_ptr())
+        table = torch.empty(count, _kernels().block_rows(n), _kernels().block_columns(m), dtype=cost.dtype,
+                            device="cpu")
+        reg = torch.ones(count, dtype=torch.float64, device="cpu")
+        _kernels().block_min(_cost(cost, reg, None), table.data_ptr())
         return table
 
     def panel(self, cost: Tensor, log_u: Tensor, log_v: Tensor, reg: Tensor, items: Tensor | None = None) -> Tensor:
         count, n, m = _sizes(cost, items)
         log_u, log_v = _vector("log_u", log_u, count, n), _vector("log_v", log_v, count, m)
         reg = _vector("reg", reg, count)
-        plan = torch.empty(count, n, m, dtype=cost.dtype)
+        plan = torch.empty(count, n, m, dtype=cost.dtype, device="cpu")
         _kernels().panel(_cost(cost, reg, items), log_u.data_ptr(), log_v.data_ptr(), plan.data_ptr())
         return plan
 
@@ -148,7 +150,6 @@ class NativeBackend(Backend):
               init: tuple[Tensor, Tensor] | None, options: SolverOptions) -> Outcome | None:
         _sizes(cost, problem.cost_items)
         return native_solve.solve(problem, cost, method, max_iter, tol, init, options)
-
 
     def schur(self, cost: Tensor, log_x: Tensor, log_y: Tensor, row_diagonal: Tensor, vector: Tensor, reg: Tensor,
               total: Tensor, items: Tensor | None = None) -> None:
@@ -182,7 +183,8 @@ class NativeBackend(Backend):
     def adjoint_blocks(self, cost: Tensor, items: Tensor | None = None) -> Tensor:
         """One byte for each block of 8 rows and 64 columns, (B, ceil(n / 8), ceil(m / 64))."""
         count, n, m = _sizes(cost, items)
-        return torch.zeros(count, _kernels().block_rows(n), _kernels().block_columns(m), dtype=torch.uint8)
+        return torch.zeros(count, _kernels().block_rows(n), _kernels().block_columns(m), dtype=torch.uint8,
+                           device="cpu")
 
     def conjugate_gradients(self, system: Scaled, cost: Tensor, rhs: Tensor, tol: float,
                             max_iter: int) -> tuple[Tensor, Tensor]:
@@ -224,12 +226,14 @@ def _weigh(cost: Tensor, log_u: Tensor, log_v: Tensor, reg: Tensor, left: Tensor
     width, total = 0, None
     if factor is not None and product is not None:
         depth = factor.shape[-1]
+        if depth == 0 and columns:
+            return
         line = 64 // cost.element_size()  # the kernel's rows are whole cache lines
         width = -(-depth // line) * line
         factor = torch.nn.functional.pad(_block("factor", factor, cost, count, inner, depth), (0, width - depth))
         factor = factor.contiguous()
         total = torch.zeros(count, _block("product", product, cost, count, outer, depth).shape[1], width,
-                            dtype=cost.dtype)
+                            dtype=cost.dtype, device="cpu")
     strides = (0, 0) if out is None else (out.stride(0), out.stride(1))
     _kernels().weigh(_cost(cost, reg, items), log_u.data_ptr(), log_v.data_ptr(), _address(left), _address(right), rank,
                      _address(rows), _address(cols), _address(out), *strides, _address(scale), _address(factor),
@@ -317,7 +321,7 @@ def _check_empty(table: Tensor, count: int, n: int, m: int) -> None:
 
 
 def _empty(*shape: int) -> Tensor:
-    return torch.empty(shape, dtype=torch.float64)
+    return torch.empty(shape, dtype=torch.float64, device="cpu")
 
 
 def _cost(cost: Tensor, reg: Tensor, items: Tensor | None) -> object:

@@ -31,7 +31,7 @@ def solve(problem: Problem, cost: Tensor, method: str, max_iter: int, tol: float
         raise ImportError(missing)
     batch, (_, n, m) = problem.batch, cost.shape
     rows, cols = problem.rows, problem.cols
-    answers = torch.empty(batch * (3 * n + 3 * m + SCALARS), dtype=torch.float64)
+    answers = torch.empty(batch * (3 * n + 3 * m + SCALARS), dtype=torch.float64, device="cpu")
     # What the solve reads by address must live as long as it runs.
     keep = [rows.mass, rows.penalty.tau, cols.mass, cols.penalty.tau, problem.reg, problem.cost_items,
             None if init is None else init[1]]

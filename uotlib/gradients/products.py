@@ -25,7 +25,7 @@ def product(solved: Solved, v: Tensor, side: int, normalised: bool) -> tuple[Ten
         Y, and the sums that it was divided by, (B, points of that side); 1 for a plain product.
     """
     kernel = solved.kernel
-    operand = torch.cat([v, torch.ones_like(v[:, :, :1])], 2) if normalised else v  # sums are one more column
+    operand = torch.cat([v, v.new_ones(*v.shape[:2], 1)], 2) if normalised else v  # sums are one more column
     answer = v.new_zeros(len(v), kernel.m if side else kernel.n, operand.shape[2])
     _multiply(solved, *_scalings(solved, side, normalised), operand, side, answer)
     if not normalised:
@@ -55,7 +55,7 @@ def product_gradients(solved: Solved, grad: Tensor, v: Tensor, answer: Tensor, s
     own, other = grad, v
     if normalised:  # <D, Y> is one more column
         own = torch.cat([grad, -(grad * answer).sum(2, keepdim=True)], 2)
-        other = torch.cat([v, torch.ones_like(v[:, :, :1])], 2)
+        other = torch.cat([v, v.new_ones(*v.shape[:2], 1)], 2)
     weigh = LowRank.of(*((own, other) if side == 0 else (other, own)), solved.kernel.dtype)
     return [*plan_gradients(solved, *scalings, weigh, needs, rows=not (normalised and side == 0),
                             cols=not (normalised and side == 1)), to_v]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..problem import Side
 from .solved import COST, Solved, plan_gradients, shared_sum
-from .value import pulled_back_plan
+from .value import pulled_back_plan, unpriced
 
 if TYPE_CHECKING:
     from ..primitives import State
@@ -73,7 +73,7 @@ def differentiable_envelope(state: State, grad: Tensor, inputs: Sequence[Tensor]
             slope = slope + reg[:, None] * (other.mass.sum(-1, keepdim=True) - own.ratio)
         else:
             slope = torch.where(own.side.massive, slope, 0.0)
-        return grad[:, None] * slope
+        return grad[:, None] * torch.where(own.unpriced, 0.0, slope)
 
     def reg_gradient() -> Tensor:
         linear = (rows.marginal * rows.potential).sum(-1) + (cols.marginal * cols.potential).sum(-1)
@@ -93,6 +93,7 @@ class _Asked:
         self.side = side
         exact = side.penalty.exact[:, None]
         finite = torch.isfinite(potential)
+        self.unpriced = unpriced(side, potential)
         self.mass = mass
         self.potential = torch.where(finite, potential, 0.0)
         tau = torch.where(exact, 1.0, tau[:, None])

@@ -14,12 +14,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..backends import BACKENDS
 from ..costs import full_precision_matmul
 from ..operators import GibbsKernel
 from ..outcome import Pair
 from ..problem import Problem
-from ..settings import Settings, flat_problem
+from ..settings import Settings, flat_problem, kernel_of
 from ..tracing import lazy
 
 #: Turns (rows, cost, plan) of a block into W, and what reaches that block of the cost other than through the plan.
@@ -85,9 +84,7 @@ class Solved:
         how = Settings.decode(settings)
         a, b, reg, tau_a, tau_b, f, g, *prepared = inputs
         problem = flat_problem(how, a, b, reg, tau_a, tau_b, items)
-        cost = problem.cost
-        kernel = GibbsKernel(cost, tuple(prepared), prepared[0] if cost.dense else matrix, items,
-                             (len(a), a.shape[1], b.shape[1]), how.dtype, BACKENDS[how.backend], how.block_bytes)
+        kernel = kernel_of(problem, tuple(prepared), matrix, how)
         return cls(problem, kernel, Pair(f, g, *scalings), how)
 
     @property

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..outcome import Pair
 from ..problem import Side
 from .solved import COST, LowRank, Solved, dot, normalising, plan_gradients
-from .value import primal_value
+from .value import primal_value, unpriced
 
 if TYPE_CHECKING:
     from ..primitives import State
@@ -86,6 +86,8 @@ def unrolled_value(state: State, inputs: Sequence[Tensor], pair: Pair) -> Tensor
     """The primal objective (B,) of the plan of the inputs, f and g among them, not supposed to be optimal."""
     a, b, reg, tau_a, tau_b, f, g = inputs[:COST]
     problem = state.problem(inputs)
+    a = torch.where(unpriced(problem.rows, pair.f), a.detach(), a)
+    b = torch.where(unpriced(problem.cols, pair.g), b.detach(), b)
     by_product = problem.reg_type == "kl"
     r, c = (state.marginal(inputs, side) for side in (0, 1))
     value = dot(r, f) + dot(c, g) - reg * r.sum(-1)

@@ -44,7 +44,7 @@ def envelope_gradients(solved: Solved, grad: Tensor, needs: Sequence[bool]) -> l
                 torch.ones_like(side.mass), potential))
         else:  # the true limit at zero mass is -inf: padding gets 0 instead
             slope = torch.where(side.massive, slope, 0.0)
-        return grad[:, None] * slope
+        return grad[:, None] * torch.where(unpriced(side, potential), 0.0, slope)
 
     def reg_gradient() -> Tensor:
         total = pair.row_mass.sum(-1)
@@ -64,6 +64,11 @@ def envelope_gradients(solved: Solved, grad: Tensor, needs: Sequence[bool]) -> l
     if any(needs[COST:]):
         return gradients + pulled_back_plan(solved, grad, needs[COST:])
     return gradients + [None] * len(needs[COST:])
+
+
+def unpriced(side: Side, potential: Tensor) -> Tensor:
+    """Points without mass that reach no other, of an exact marginal: the slope there is infinite, and 0 is given."""
+    return ~side.massive & torch.isinf(potential) & side.penalty.exact[:, None]
 
 
 def pulled_back_plan(solved: Solved, weight: Tensor, needs: Sequence[bool]) -> list[Tensor | None]:

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from ..api import unbalanced_sinkhorn
-from ..costs import CosineCost, unit_vectors
+from ..costs import CosineCost, broadcast_batches, unit_vectors
 from ..masses import cross_masses
 from ..options import SolverOptions
+from .checks import check_choice, check_flag, check_floating, check_penalty, check_positive
 from .matching import Matching, as_map, as_points
-from .settings import check_choice, check_flag, check_floating, check_penalty, check_positive
 
 Penalty = float | tuple[float, float]
 
@@ -139,7 +139,9 @@ class FeatureTransport(torch.nn.Module):
         dtype = torch.promote_types(torch.promote_types(x.dtype, z.dtype), torch.float32)
         x, z = x.to(dtype), z.to(dtype)
         if self.masses == "uniform":
-            return x.new_full(x.shape[:-1], 1 / x.shape[-2]), z.new_full(z.shape[:-1], 1 / z.shape[-2])
+            batch = broadcast_batches(x.shape[:-2], z.shape[:-2])
+            n, m = x.shape[-2], z.shape[-2]
+            return x.new_full((*batch, n), 1 / n), z.new_full((*batch, m), 1 / m)
         if self.normalize:
             x, z = unit_vectors(x), unit_vectors(z)
         # Products and sums instead of a matrix product: nothing for autocast or TF32 to round.

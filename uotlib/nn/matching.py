@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..solution import Solution
-from .settings import check_floating
+from .checks import check_floating
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,7 +19,7 @@ def check_positive(name: str, value: object, *, allow_inf: bool = False) -> None
     """Raise TypeError or ValueError unless ``value`` is a positive number, finite unless ``allow_inf``."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-    if not value > 0 or (math.isinf(value) and not allow_inf):
+    if not value > 0 or (value == math.inf and not allow_inf):
         raise ValueError(f"{name} must be positive{'' if allow_inf else ' and finite'}, got {value}")
 
 
