@@ -251,3 +251,8 @@ def test_forbidden_pairs_are_allowed():
     apart[:2, 2:], apart[2:, :2] = True, True
     dense = tuple(torch.cdist(*pair).square().masked_fill(apart, INF) for pair in ((x, z), (x, x), (z, z)))
     assert_close(sinkhorn_divergence(dense, a, b, **settings), pieces[0] + pieces[1], 1e-10)
+
+
+def test_integer_features_are_refused():
+    with pytest.raises(TypeError, match=r"cost.x must have a floating-point dtype, got torch.int64"):
+        sinkhorn_divergence(SqEuclideanCost(torch.ones(3, 2, dtype=torch.int64), torch.zeros(3, 2)), reg=0.1, reg_m=1.0)

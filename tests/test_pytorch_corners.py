@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
 import pickle
 import threading
+import warnings
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from problems import draw
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import uotlib
 from uotlib import CosineCost, InnerProductCost, SqEuclideanCost, sinkhorn_divergence, unbalanced_sinkhorn
@@ -166,6 +169,18 @@ def test_native_arrays_name_their_device():
         for made in ("torch.empty(", "torch.zeros(", "torch.ones(", "torch.full("):
             for part in text.split(made)[1:]:
                 assert 'device="cpu"' in part[:200], f"{name}: {made}{part[:60]}"
+
+
+def test_traced_graphs_solve_again():
+    """The solve is in the graph, not its answer."""
+    plan = functools.partial(unbalanced_sinkhorn, reg=0.3, reg_m=1.0, **EXACT)
+    one, other = draw(4, 5).cost, draw(4, 5, seed=1).cost
+    graph = make_fx(lambda cost: plan(cost).plan)(one)
+    torch.testing.assert_close(graph(other), plan(other).plan)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit warns of Python's numbers, and of itself
+        traced = torch.jit.trace(lambda cost: plan(cost).plan, (one,))
+    torch.testing.assert_close(traced(other), plan(other).plan)
 
 
 def test_fake_tensors_have_shapes():

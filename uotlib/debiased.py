@@ -105,6 +105,9 @@ def check_debiasable(reg_m: object, reg_type: object) -> None:
 def _three_costs(cost: object) -> tuple[Tensor | Cost, Tensor | Cost, Tensor | Cost]:
     """Costs a to b, a to a, b to b."""
     if isinstance(cost, InnerProductCost):
+        for name, features in cost.tensors:
+            if not features.dtype.is_floating_point:
+                raise TypeError(f"{name} must have a floating-point dtype, got {features.dtype}")
         dtype = torch.promote_types(cost.x.dtype, cost.z.dtype)  # all three solves in one type
         x, z = cost.x.to(dtype), cost.z.to(dtype)
         return cost.between(x, z), cost.between(x, x), cost.between(z, z)
