@@ -136,7 +136,7 @@ def test_every_regularisation_of_the_operations(reg, dtype):
 
 
 @pytest.mark.skipif(extension is not None and extension.simd_level() == "baseline",
-                    reason="without fused products the cost over eps is rounded before anything is added")
+                    reason="needs fused multiply-add, without which the cost over eps is rounded first")
 def test_float32_keeps_its_digits_at_tiny_reg():
     """Log-scalings in the thousands are added without error: the entries that matter have exponents near 0."""
     inputs = Inputs(1, 60, 80, torch.float32, reg=1e-4)

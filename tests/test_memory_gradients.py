@@ -42,7 +42,7 @@ def measured(code: str) -> float:
     command = [sys.executable, "-c", textwrap.dedent(COUNTING) + textwrap.dedent(code)]
     done = subprocess.run(command, capture_output=True, text=True)
     if "clear_refs" in done.stderr:
-        pytest.skip("the system does not let a process reset its peak")
+        pytest.skip("needs a system that lets a process reset its peak of resident memory")
     assert done.returncode == 0, done.stderr
     return float(done.stdout)
 

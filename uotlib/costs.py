@@ -12,19 +12,24 @@ import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from .process import ProcessSetting
+from .process import SharedSetting
 from .tracing import values_hidden
 
 #: A feature cost is built once, rather than streamed, while it takes at most this many bytes.
 MATERIALIZE_BYTES = 1 << 30
 #: Sums of gradients, None where there is no need of one.
 Tensors = Sequence[Tensor | None]
-_PRECISION = {"cpu": ProcessSetting(), "cuda": ProcessSetting()}
+#: Precision of float32 products, where a device has a choice.
+_PRECISION = {device: SharedSetting(partial(getattr, matmul, "fp32_precision"),
+                                    partial(setattr, matmul, "fp32_precision"))
+              for device, backend in (("cpu", torch.backends.mkldnn), ("cuda", torch.backends.cuda))
+              if (matmul := getattr(backend, "matmul", None)) is not None}
 #: Every kind of cost by its key.
 _KINDS: dict[str, type[Cost]] = {}
 
@@ -312,16 +317,6 @@ def unit_vectors(features: Tensor) -> Tensor:
 @contextlib.contextmanager
 def full_precision_matmul(device: torch.device) -> Iterator[None]:
     """Autocast, TF32 and bfloat16 products off: an error of 1e-3 in a cost is 10 in the exponent at eps 1e-4."""
-    backends = {"cuda": torch.backends.cuda, "cpu": torch.backends.mkldnn}
-    matmul = getattr(backends.get(device.type), "matmul", None)
-    with torch.autocast(device.type, enabled=False):
-        if matmul is None:
-            yield
-            return
-        setting = _PRECISION[device.type]
-        setting.enter(matmul.fp32_precision)
-        matmul.fp32_precision = "ieee"
-        try:
-            yield
-        finally:
-            matmul.fp32_precision = setting.leave("ieee")
+    setting = _PRECISION.get(device.type)
+    with torch.autocast(device.type, enabled=False), setting.set_to("ieee") if setting else contextlib.nullcontext():
+        yield

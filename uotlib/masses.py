@@ -81,12 +81,12 @@ def cross_masses(x: Tensor, z: Tensor, *, normalize: bool = True, floor: float =
     x, z = x.to(dtype), z.to(dtype)
     if normalize:
         x, z = unit_vectors(x), unit_vectors(z)
-    a = _agreement(x, z).clamp_min(0.0) + floor / x.shape[-2]
-    b = _agreement(z, x).clamp_min(0.0) + floor / z.shape[-2]
+    a = agreement(x, z).clamp_min(0.0) + floor / x.shape[-2]
+    b = agreement(z, x).clamp_min(0.0) + floor / z.shape[-2]
     total = 0.5 * (a.sum(-1, keepdim=True) + b.sum(-1, keepdim=True))
     return (a / total).expand(*batch, -1), (b / total).expand(*batch, -1)
 
 
-def _agreement(points: Tensor, others: Tensor) -> Tensor:
+def agreement(points: Tensor, others: Tensor) -> Tensor:
     """Inner products with the mean of the other set, (..., points); no matrix product, whose precision is a setting."""
     return (points * others.mean(-2, keepdim=True)).sum(-1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -50,38 +51,23 @@ class Outcome:
         return bool(self.converged.all())
 
 
-class StoredPair(Pair):
-    """A pair whose vectors lie in one array: f, log_u, row_lse, (3, B, n), and g, log_v, col_lse, (3, B, m).
+def _part(name: str, index: int, kind: torch.dtype | None = None) -> lazy[Tensor]:
+    """One of the parts of a stored array, made when it is wanted: a view takes as long as a pass over a small cost."""
+    def part(stored: Any) -> Tensor:
+        found = getattr(stored, name)[index]
+        return found if kind is None else found.to(kind)
 
-    Views are made when they are wanted: six of them take longer than a pass over a small cost.
-    """
+    return lazy(part)
+
+
+class StoredPair(Pair):
+    """A pair whose vectors lie in one array: f, log_u, row_lse, (3, B, n), and g, log_v, col_lse, (3, B, m)."""
+
+    f, log_u, row_lse = (_part("_rows", index) for index in range(3))
+    g, log_v, col_lse = (_part("_cols", index) for index in range(3))
 
     def __init__(self, values: Tensor, batch: int, n: int, m: int) -> None:
         self._values, self._shapes = values, ((3, batch, n), (3, batch, m))
-
-    @lazy
-    def f(self) -> Tensor:
-        return self._rows[0]
-
-    @lazy
-    def log_u(self) -> Tensor:
-        return self._rows[1]
-
-    @lazy
-    def row_lse(self) -> Tensor:
-        return self._rows[2]
-
-    @lazy
-    def g(self) -> Tensor:
-        return self._cols[0]
-
-    @lazy
-    def log_v(self) -> Tensor:
-        return self._cols[1]
-
-    @lazy
-    def col_lse(self) -> Tensor:
-        return self._cols[2]
 
     @lazy
     def _rows(self) -> Tensor:
@@ -99,30 +85,14 @@ class StoredOutcome(Outcome):
     As uot::Answers of csrc/cpu/solve.h has it.
     """
 
+    violation, gap = _part("_scalars", 0), _part("_scalars", 1)
+    n_iter = _part("_scalars", 2, torch.int64)
+    converged, at_floor = (_part("_scalars", index, torch.bool) for index in (3, 4))
+
     def __init__(self, values: Tensor, batch: int, n: int, m: int, all_converged: bool) -> None:
         self.pair = StoredPair(values, batch, n, m)
         self.all_converged = all_converged
         self._values, self._batch = values, batch
-
-    @lazy
-    def violation(self) -> Tensor:
-        return self._scalars[0]
-
-    @lazy
-    def gap(self) -> Tensor:
-        return self._scalars[1]
-
-    @lazy
-    def n_iter(self) -> Tensor:
-        return self._scalars[2].long()
-
-    @lazy
-    def converged(self) -> Tensor:
-        return self._scalars[3].bool()
-
-    @lazy
-    def at_floor(self) -> Tensor:
-        return self._scalars[4].bool()
 
     @lazy
     def _scalars(self) -> Tensor:

@@ -22,21 +22,22 @@ from .settings import Settings, flat_problem
 _STATE = "Tensor[] inputs, Tensor[] scalings, Tensor? matrix, Tensor? items, str settings"
 
 #: Gradients to the inputs and own tensors of each operator: of the problem, of ``given``, which are incoming gradients
-#: and own tensors (and, for some, results), of ``side`` and ``flag``, and of which are needed.
-_GRADIENTS: dict[str, Callable[[Solved, Sequence[Tensor], int, bool, Sequence[bool]], list[Tensor | None]]] = {
-    "potentials": lambda solved, given, side, flag, needs:
+#: and own tensors (and, for some, results), of the operator's own numbers, and of which are needed.
+_GRADIENTS: dict[str, Callable[[Solved, Sequence[Tensor], Sequence[int], Sequence[bool]], list[Tensor | None]]] = {
+    "potentials": lambda solved, given, numbers, needs:
         potentials.potential_gradients(solved, given[0], given[1], needs),
-    "value": lambda solved, given, side, flag, needs: value.envelope_gradients(solved, given[0], needs),
-    "product": lambda solved, given, side, flag, needs:
-        products.product_gradients(solved, given[0], given[1], given[2], given[3], side, flag, needs),
-    "marginal": lambda solved, given, side, flag, needs: products.marginal_gradients(solved, given[0], side, needs),
-    "plan": lambda solved, given, side, flag, needs: products.dense_plan_gradients(solved, given[0], needs),
-    "transport_cost": lambda solved, given, side, flag, needs:
+    "value": lambda solved, given, numbers, needs: value.envelope_gradients(solved, given[0], needs),
+    "product": lambda solved, given, numbers, needs:  # given[1] would be the gradient of the sums, a constant
+        products.product_gradients(solved, given[0], given[2], given[3], given[4], numbers[0], bool(numbers[1]), needs),
+    "marginal": lambda solved, given, numbers, needs:
+        products.marginal_gradients(solved, given[0], numbers[0], needs),
+    "plan": lambda solved, given, numbers, needs: products.dense_plan_gradients(solved, given[0], needs),
+    "transport_cost": lambda solved, given, numbers, needs:
         products.transport_cost_gradients(solved, given[0], needs),
-    "cost_gradient": lambda solved, given, side, flag, needs:
+    "cost_gradient": lambda solved, given, numbers, needs:
         second.cost_gradient_gradients(solved, given[:-1], given[-1], needs),
-    "log_sum_exp": lambda solved, given, side, flag, needs:
-        unrolled.log_sum_exp_gradients(solved, given[0], given[1], given[2], side, needs),
+    "log_sum_exp": lambda solved, given, numbers, needs:
+        unrolled.log_sum_exp_gradients(solved, given[0], given[1], given[2], numbers[0], needs),
 }
 
 
@@ -86,11 +87,11 @@ def _complete(gradients: Sequence[Tensor | None], like: Sequence[Tensor], needs:
             for gradient, tensor, need in zip(gradients, like, needs, strict=True) if need]
 
 
-def _pull_back(solved: Solved, of: str, given: Sequence[Tensor], own: Sequence[Tensor], side: int, flag: bool,
+def _pull_back(solved: Solved, of: str, given: Sequence[Tensor], own: Sequence[Tensor], numbers: Sequence[int],
                needs: Sequence[bool]) -> list[Tensor]:
     problem, pair = solved.problem, solved.pair
     inputs = [*problem.inputs, pair.f, pair.g, *solved.kernel.prepared]
-    return _complete(_GRADIENTS[of](solved, given, side, flag, needs), [*inputs, *own], needs)
+    return _complete(_GRADIENTS[of](solved, given, numbers, needs), [*inputs, *own], needs)
 
 
 def _no_second_derivative(*_: Any) -> NoReturn:
@@ -99,29 +100,27 @@ def _no_second_derivative(*_: Any) -> NoReturn:
 
 
 pull_back = _primitive(
-    "pull_back", ", str of, Tensor[] given, Tensor[] own, int side, bool flag, bool[] needs", "Tensor[]", _pull_back,
-    lambda shapes, of, given, own, side, flag, needs: [
+    "pull_back", ", str of, Tensor[] given, Tensor[] own, int[] numbers, bool[] needs", "Tensor[]", _pull_back,
+    lambda shapes, of, given, own, numbers, needs: [
         tensor.new_empty(tensor.shape) for tensor, need in zip([*shapes.inputs, *own], needs, strict=True) if need],
     _no_second_derivative)
 
 
 def _differentiable(name: str, own: str, returns: str, compute: Callable[..., Any], empty: Callable[..., Any],
                     keeps_results: bool = False) -> Primitive:
-    """`_primitive` with the gradient of that name in `_GRADIENTS`; own tensors come before ``side`` and ``flag``."""
+    """`_primitive` with the gradient of that name in `_GRADIENTS`; own tensors come before numbers."""
     def backward(arguments: Sequence[Any], results: Sequence[Tensor], grads: Any, needs: Any) -> Sequence[Any]:
         inputs, scalings, matrix, items, settings, *rest = arguments
         tensors = [argument for argument in rest if isinstance(argument, Tensor)]
         numbers = [argument for argument in rest if not isinstance(argument, Tensor)]
         needed = [*needs[0], *needs[5 : 5 + len(tensors)]]
-        incoming = grads[0] if isinstance(grads[0], list) else grads[:1] if name == "product" else grads
+        incoming = grads[0] if isinstance(grads[0], list) else grads
         state = State(scalings, matrix, items, settings)
         if name == "value" and numbers[0] and torch.is_grad_enabled():
             gradients = second.differentiable_envelope(state, incoming[0], inputs, needed)
         else:
-            side = numbers[0] if name in ("product", "marginal", "log_sum_exp") else 0
-            flag = numbers[1] if name == "product" else False
             given = [*incoming, *tensors, *results]
-            found = iter(pull_back(inputs, *state.arguments, name, given, tensors, side, flag, needed))
+            found = iter(pull_back(inputs, *state.arguments, name, given, tensors, list(map(int, numbers)), needed))
             gradients = [next(found) if need else None for need in needed]
         count = len(inputs)
         to_own = *gradients[count:], *(None for _ in numbers)

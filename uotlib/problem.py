@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .backends import BACKENDS, native, native_solve
+from .checks import check_positive
 from .costs import Cost, DenseCost
 from .divergences import KLPenalty
 from .tracing import lazy, refuse_forward_mode, values_hidden
@@ -141,7 +142,8 @@ def build_problem(cost: object, a: object, b: object, reg: object, reg_m: object
             _check_mass(name, value, points, device)
     for name, value in scalars.items():
         if not isinstance(value, Tensor):
-            _check_number(name, value, allow_inf=name != "reg")
+            check_positive(name, value, allow_inf=name != "reg",
+                           other=" or a tensor over the batch" + " or a pair of these" * name.startswith("reg_m"))
     given = [(name, value) for name, value in masses.items() if isinstance(value, Tensor)]
     valued = (*cost.tensors, *given)
     given += [(name, value) for name, value in scalars.items() if isinstance(value, Tensor)]
@@ -210,14 +212,6 @@ def _check_mass(name: str, mass: object, points: int, device: torch.device) -> N
         raise ValueError(f"{name} must have shape (..., {points}) to fit the cost, got {tuple(mass.shape)}")
     if mass.device != device:
         raise ValueError(f"{name} is on {mass.device} but the cost is on {device}")
-
-
-def _check_number(name: str, value: object, allow_inf: bool) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        hint = " or a pair of these" if name.startswith("reg_m") else ""
-        raise TypeError(f"{name} must be a number or a tensor over the batch{hint}, got {type(value).__name__}")
-    if not value > 0 or (value == math.inf and not allow_inf):
-        raise ValueError(f"{name} must be positive{'' if allow_inf else ' and finite'}, got {value}")
 
 
 def _broadcast_batch(cost_batch: torch.Size, given: list[tuple[str, Tensor]]) -> torch.Size:

@@ -6,9 +6,7 @@ pass over the cost, so that every pass certifies its own pair.  With ``tol = 0``
 
 from __future__ import annotations
 
-import contextlib
 import sys
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -20,13 +18,12 @@ from .operators import GibbsKernel, Sweep
 from .options import Progress, SolverOptions
 from .outcome import Outcome, Pair
 from .problem import Problem
-from .process import ProcessSetting
+from .process import on_threads
 
 #: Unit roundoff of the arithmetic on costs of each type.
 ROUNDOFF = {torch.float32: 2.0**-24, torch.float64: 2.0**-53}
 #: Passes without progress, near what rounding allows, after which the solver stops.
 STALL_PASSES = 40
-_THREADS = ProcessSetting()
 
 
 def solve(problem: Problem, kernel: GibbsKernel, method: str, max_iter: int, tol: float | None,
@@ -40,21 +37,6 @@ def solve(problem: Problem, kernel: GibbsKernel, method: str, max_iter: int, tol
     threads = torch.get_num_threads()
     with torch.no_grad(), on_threads(1 if problem.device.type == "cpu" else threads):
         return loop(problem, kernel, max_iter, tol, init, options, threads).run()
-
-
-@contextlib.contextmanager
-def on_threads(count: int) -> Iterator[None]:
-    """Torch's operations on this many threads.
-
-    The loop's own vectors take microseconds on one; on two, each operation may wait for a busy core, and OpenMP's idle
-    thread goes on spinning on the core that the backend's threads need.
-    """
-    before = _THREADS.enter(torch.get_num_threads())
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(_THREADS.leave(before))
 
 
 class _Loop:

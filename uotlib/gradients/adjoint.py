@@ -30,7 +30,7 @@ from torch import Tensor
 
 from ..backends.base import near_one
 from ..exceptions import ConvergenceWarning
-from ..solver import on_threads
+from ..process import on_threads
 from .solved import Solved, matmul
 
 #: Least diagonal of the preconditioner, relative to that of the system before the rows are eliminated.
@@ -120,7 +120,7 @@ def solve_adjoint(system: Scaled, grad_f: Tensor, grad_g: Tensor) -> Multipliers
     Warns:
         ConvergenceWarning: if an item's residual is above ``adjoint_tol`` after ``adjoint_max_iter`` steps.
     """
-    reg, options = system.solved.problem.reg[:, None], system.solved.options
+    reg, options = system.solved.problem.reg[:, None], system.solved.settings
     row_side, col_side = (torch.where(root > 0, reg * grad / torch.where(root > 0, root, 1.0), 0.0)
                           for root, grad in ((system.root_r, grad_f), (system.root_c, grad_g)))
     # The products are in the type of the cost, which may not hold numbers as small or large as these.

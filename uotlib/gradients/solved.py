@@ -67,7 +67,7 @@ class Solved:
     problem: Problem
     kernel: GibbsKernel
     pair: Pair
-    options: Settings
+    settings: Settings
 
     @classmethod
     def of(cls, inputs: Sequence[Tensor], scalings: Sequence[Tensor], matrix: Tensor | None, items: Tensor | None,
@@ -182,34 +182,31 @@ def low_rank_sums(solved: Solved, log_x: Tensor, log_y: Tensor, weigh: LowRank, 
     kernel, reg = solved.kernel, solved.problem.reg
     backend, scale = kernel.backend, weigh.scale / -reg
     in_place = kernel.cost.dense and kernel.cost_items is None
-    into = _sums(kernel.prepared, () if in_place else to_cost)
-    if in_place and any(to_cost):
-        into = [torch.empty_like(kernel.prepared[0])]
-    # Products with features, where nothing but the plan's type and batch stands between.
+    if in_place:
+        into: list[Tensor | None] | None = [torch.empty_like(kernel.prepared[0])] if any(to_cost) else None
+    else:
+        into = _sums(kernel.prepared, to_cost)
+    # Features of the solver's type that belong to one problem each: their gradients are products of W.
     fused = (kernel.cost.bilinear and backend.weigh_temporaries == 0 and kernel.cost_items is None
              and kernel.prepared[0].dtype == kernel.dtype)
-    panels = backend.weigh_temporaries + (into is not None and not in_place and not fused)
+    needs_panel = into is not None and not in_place and not fused
+    panels = backend.weigh_temporaries + needs_panel
     panel = None  # one for all blocks
     for rows, block, entries in kernel.blocks(None, panels * kernel.dtype.itemsize,
                                               kernel.panel_limit if panels else None):
-        out, factor, product = None, None, None
-        log_u, left = log_x[:, rows], weigh.left[:, rows]
-        if into is not None and in_place and into[0] is not None:
-            out = into[0][:, rows]
-        elif into is not None and fused:
-            x, z = kernel.prepared
-            if into[0] is not None:
-                factor, product = z, into[0][:, rows]
-            if into[1] is not None:
-                backend.weigh_columns(block, log_u, log_y, reg, left, weigh.right, x[:, rows], into[1], entries,
-                                      scale=scale)
-        elif into is not None:
+        factors = block, log_x[:, rows], log_y, reg, weigh.left[:, rows], weigh.right
+        give: dict[str, Tensor] = {}
+        if needs_panel:
             panel = block.new_empty(kernel.batch, *block.shape[1:]) if panel is None else panel
-            out = panel[:, : block.shape[1]]
-        backend.weigh(block, log_u, log_y, reg, left, weigh.right, row_sum[:, rows], col_sum, entries, scale=scale,
-                      out=out, factor=factor, product=product)
-        if into is not None and out is not None and not in_place:
-            _pull_back(solved, rows, out, into)
+            give["out"] = panel[:, : block.shape[1]]
+        elif into is not None and into[0] is not None:
+            give = {"out": into[0][:, rows]} if in_place else {
+                "factor": kernel.prepared[1], "product": into[0][:, rows]}
+        backend.weigh(*factors, row_sum[:, rows], col_sum, entries, scale=scale, **give)
+        if into is not None and needs_panel:
+            _pull_back(solved, rows, give["out"], into)
+        elif into is not None and fused and into[1] is not None:
+            backend.weigh_columns(*factors, kernel.prepared[0][:, rows], into[1], entries, scale=scale)
     row_sum *= weigh.scale[:, None]
     col_sum *= weigh.scale[:, None]
     return into

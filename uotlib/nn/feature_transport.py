@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from ..api import unbalanced_sinkhorn
+from ..checks import check_choice, check_flag, check_floating, check_penalty, check_positive
 from ..costs import CosineCost, broadcast_batches, unit_vectors
-from ..masses import cross_masses
+from ..masses import agreement, cross_masses
 from ..options import SolverOptions
-from .checks import check_choice, check_flag, check_floating, check_penalty, check_positive
 from .matching import Matching, as_map, as_points
 
 Penalty = float | tuple[float, float]
@@ -144,8 +144,7 @@ class FeatureTransport(torch.nn.Module):
             return x.new_full((*batch, n), 1 / n), z.new_full((*batch, m), 1 / m)
         if self.normalize:
             x, z = unit_vectors(x), unit_vectors(z)
-        # Products and sums instead of a matrix product: nothing for autocast or TF32 to round.
-        a, b = ((points * others.mean(-2, keepdim=True)).sum(-1) for points, others in ((x, z), (z, x)))
+        a, b = agreement(x, z), agreement(z, x)
         return (a / self.temperature).softmax(-1), (b / self.temperature).softmax(-1)
 
     def extra_repr(self) -> str:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..checks import check_floating
 from ..solution import Solution
-from .checks import check_floating
 
 
 @dataclass(frozen=True, eq=False)

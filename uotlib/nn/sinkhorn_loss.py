@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from ..api import unbalanced_sinkhorn
+from ..checks import check_choice, check_flag, check_penalty, check_positive
 from ..costs import CosineCost, Cost, DotCost, InnerProductCost, SqEuclideanCost
 from ..debiased import check_debiasable, sinkhorn_divergence
 from ..options import SolverOptions
-from .checks import check_choice, check_flag, check_penalty, check_positive
 
 COSTS: dict[str, type[InnerProductCost]] = {"sqeuclidean": SqEuclideanCost, "cosine": CosineCost, "dot": DotCost}
 

@@ -1,4 +1,4 @@
-"""Checks that the modules share; what belongs to the solver is checked by the solver, when it is called."""
+"""Checks of single settings, and their words."""
 
 from __future__ import annotations
 
@@ -15,10 +15,13 @@ def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
         raise ValueError(f"{name} must be {listed}, got {value!r}")
 
 
-def check_positive(name: str, value: object, *, allow_inf: bool = False) -> None:
-    """Raise TypeError or ValueError unless ``value`` is a positive number, finite unless ``allow_inf``."""
+def check_positive(name: str, value: object, *, allow_inf: bool = False, other: str = "") -> None:
+    """Raise TypeError or ValueError unless ``value`` is a positive number, finite unless ``allow_inf``.
+
+    ``other`` says what else the argument might have been.
+    """
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+        raise TypeError(f"{name} must be a number{other}, got {type(value).__name__}")
     if not value > 0 or (value == math.inf and not allow_inf):
         raise ValueError(f"{name} must be positive{'' if allow_inf else ' and finite'}, got {value}")
 

@@ -1,0 +1,25 @@
+"""Ctrl-C at a program that is busy in compiled code."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+
+def interrupted(code: str, busy_for: float = 0.0) -> str:
+    """Standard error of a program that is interrupted after it has said "ready" and gone on for so many seconds."""
+    with subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                          text=True) as process:
+        try:
+            assert process.stdout.readline() == "ready\n"
+            if busy_for:
+                with pytest.raises(subprocess.TimeoutExpired):
+                    process.wait(timeout=busy_for)
+            process.send_signal(signal.SIGINT)
+            return process.communicate(timeout=20)[1]
+        finally:
+            process.kill()
