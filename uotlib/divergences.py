@@ -32,7 +32,7 @@ def kl(p: Tensor, q: Tensor) -> Tensor:
     return torch.where(near, series, closed).sum(-1)
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class KLPenalty:
     r"""Kullback-Leibler penalty of strength tau on one marginal.
 

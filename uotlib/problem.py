@@ -20,7 +20,7 @@ NATIVE_ENTRIES = 1 << 17
 TOTALS_RTOL = {torch.float32: 1e-5, torch.float64: 1e-9}
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)  # not frozen, as those below: that takes as long as an operation of torch
 class Side:
     r"""One side of the plan: masses, penalty, and the reference log-weight :math:`\alpha` of its convention.
 
@@ -76,7 +76,7 @@ class Side:
         return Side(self.mass[items], self.by_mass, KLPenalty(self.penalty.tau[items]))
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Problem:
     """A batch of problems with one flat batch dimension B; vectors are float64 and carry no gradient.
 
@@ -246,10 +246,9 @@ def _check_values(problem: Problem, given: list[tuple[str, Tensor]]) -> None:
     """What only the values tell.  One reduction a tensor: these checks are a good part of a small problem's time."""
     for name, tensor in problem.cost.tensors:
         _check_cost_values(name, tensor, dense=problem.cost.dense)
-    flat = {"a": problem.rows.mass, "b": problem.cols.mass, "reg": problem.reg, "reg_m": problem.rows.penalty.tau,
-            "reg_m[0]": problem.rows.penalty.tau, "reg_m[1]": problem.cols.penalty.tau}
+    flat = dict(zip(("a", "b", "reg", "reg_m", "reg_m[1]"), problem.inputs, strict=True))
     for name, _ in given:
-        values = flat[name]
+        values = flat[name.removesuffix("[0]")].detach()
         if not values.numel():
             continue
         low, high = _extremes(values)

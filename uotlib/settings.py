@@ -18,7 +18,7 @@ from .options import NUMBERS, SolverOptions
 from .problem import Problem, Side
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Settings:
     """How a problem was posed and how what reads its cost is run.
 

