@@ -183,7 +183,7 @@ template <class T, bool Columns> class Slab {
     fresh().skipped_columns = 0;
     refer(first, rows, reference, tried);
     const bool skipping = fresh().skipped_columns > 0;
-    for (int64_t r = 0; r < rows; ++r) sum_[r] = 0;
+    for (int64_t r = 0; r < kTileRows; ++r) sum_[r] = 0;
     for (int64_t r = 0; r < rows; ++r) reference_[r] = splat(reference[r]);
     if (Columns && pending_) pass<true, true>(first, rows, fresh(), old());
     else pass<true, false>(first, rows, fresh(), old());
@@ -191,8 +191,9 @@ template <class T, bool Columns> class Slab {
       pass_skipped(first, rows);
       fresh().skipped_columns = 0;
     }
-    for (int64_t r = 0; r < rows; ++r)
-      if (tried[r] && !in_range(sum_[r])) redo(first, r, reference);
+    if (rows < kTileRows || !all_in_range())
+      for (int64_t r = 0; r < rows; ++r)
+        if (tried[r] && !in_range(sum_[r])) redo(first, r, reference);
     finish_rows(first, rows, reference);
   }
 
@@ -200,72 +201,109 @@ template <class T, bool Columns> class Slab {
   void finish_rows(int64_t first, int64_t rows, const T* reference) {
     constexpr int64_t L = kLanes<double>;
     const int64_t row = item_ * job_.n + first;
-    double peak[kTileRows], lse[kTileRows], offset[kTileRows] = {}, exponent[kTileRows], mass[kTileRows];
-    for (int64_t r = 0; r < kTileRows; ++r) {
-      peak[r] = r < rows ? double(reference[r]) : 0.0;
-      if (r >= rows) sum_[r] = 0;
-      if (Columns && r < rows) offset[r] = job_.offset[row + r];
+    const bool whole = rows == kTileRows;
+    double lse[kTileRows], some[kTileRows] = {}, exponent[kTileRows];
+    const double* offset = nullptr;
+    if constexpr (Columns) {
+      offset = whole ? job_.offset + row : some;
+      if (!whole) __builtin_memcpy(some, job_.offset + row, size_t(rows) * sizeof(double));
     }
+    Reals top = splat(-kInfinity);
     for (int64_t r = 0; r < kTileRows; r += L) {
-      const Reals log = load(peak + r) / units_.sigma + log_of(load(sum_ + r));
+      const Reals log = reals(reference + r) / units_.sigma + log_of(load(sum_ + r));
       store(lse + r, log);
       if constexpr (Columns) {
         const Reals log_u = log == -kInfinity ? log : load(offset + r) - log * job_.damping[item_];
         const Reals power = (log_u - job_.shift[item_]) * kLog2E;
         store(exponent + r, power);
-        store(mass + r, power + log * kLog2E);
+        top = larger<double>(power + log * kLog2E, top);
       }
     }
-    for (int64_t r = 0; r < rows; ++r) job_.row_out[row + r] = lse[r];
+    __builtin_memcpy(job_.row_out + row, lse, size_t(rows) * sizeof(double));
     if constexpr (Columns) {
-      double top_mass = -INFINITY, top_scale = -INFINITY;
-      for (int64_t r = 0; r < rows; ++r) {
-        if (mass[r] > top_mass) top_mass = mass[r];
-        top_scale = greater(exponent[r], top_scale);
-      }
+      const double top_mass = max_of<double>(top);
       if (top_mass - unit_ > Simd<T>::kUnitLimit) {
         const T factor = T(exp2_of(unit_ - top_mass));
         for (int64_t j = 0; j < job_.width; ++j) accum_[j] *= factor;
         unit_ = top_mass;
       }
+      T scale[kTileRows];
       for (int64_t r = 0; r < kTileRows; r += L) {
-        Reals scale[1] = {load(exponent + r) + load(peak + r) * (kLog2E / units_.sigma) - unit_};
-        exp2_any<double, 1>(scale);
-        store(mass + r, scale[0]);
+        Reals power[1] = {load(exponent + r) + reals(reference + r) * (kLog2E / units_.sigma) - unit_};
+        exp2_any<double, 1>(power);
+        const auto rounded = __builtin_convertvector(power[0], Halves<T>);
+        __builtin_memcpy(scale + r, &rounded, sizeof(rounded));
       }
-      for (int64_t r = 0; r < rows; ++r) scale_[r] = splat(T(mass[r]));
-      // log2(2^x) = x kLog2E / sigma differs from x by 2^-24 of it at most, which `raised` covers.
-      if (fresh().skipped_columns > 0) fresh().add_missed(top_scale + 3, missed_);
+      for (int64_t r = 0; r < rows; ++r) scale_[r] = splat(scale[r]);
+      if (fresh().skipped_columns > 0) {
+        double top_scale = -INFINITY;
+        for (int64_t r = 0; r < rows; ++r) top_scale = greater(exponent[r], top_scale);
+        // log2(2^x) = x kLog2E / sigma differs from x by 2^-24 of it at most, which `raised` covers.
+        fresh().add_missed(top_scale + 3, missed_);
+      }
       pending_ = rows;
       current_ ^= 1;
     }
   }
 
+  static Reals reals(const T* from) {
+    Halves<T> values;
+    __builtin_memcpy(&values, from, sizeof(values));
+    return __builtin_convertvector(values, Reals);
+  }
+
   static bool in_range(double sum) { return sum >= kLeastSum && sum <= kMostSum; }
 
-  // References of the tile's rows, and the blocks to leave out.  `tried`: may turn out to be no good.
+  bool all_in_range() const {
+    Reals outside = {};
+    for (int64_t r = 0; r < kTileRows; r += kLanes<double>) {
+      const Reals sum = load(sum_ + r);
+      outside += sum >= kLeastSum && sum <= kMostSum ? Reals{} : splat(1.0);
+    }
+    return max_of<double>(outside) == 0;
+  }
+
+  // References of the tile's rows, 0 behind the last, and the blocks to leave out.  `tried`: may turn out to be no good.
   void refer(int64_t first, int64_t rows, T* reference, bool* tried) {
-    double least = INFINITY, scale = -INFINITY;
-    for (int64_t r = 0; r < rows; ++r) {
-      const int64_t row = item_ * job_.n + first + r;
-      const double hint = job_.row_hint ? job_.row_hint[row] : -INFINITY, expected = hint * units_.sigma;
-      if (std::fabs(expected) < double(-Simd<T>::kLowest)) {
-        tried[r] = true;
-        reference[r] = T(expected - kHeadroom);
-        if constexpr (Columns) {
-          least = -greater(-expected, -least);
-          scale = greater(job_.offset[row] - job_.damping[item_] * hint, scale);
-        }
-      } else {
-        const bool part = preview_ && job_.m > kPreview;
-        reference[r] = row_peak(cost_ + (first + r) * job_.row_stride, high_, part ? kPreview : job_.m, units_.inverse);
-        tried[r] = part;
-        least = -INFINITY;
-      }
+    const double* hint = job_.row_hint ? job_.row_hint + item_ * job_.n + first : nullptr;
+    const bool expected = hint && rows == kTileRows && expect(hint, reference);
+    for (int64_t r = 0; r < kTileRows; ++r) tried[r] = expected;
+    for (int64_t r = 0; r < kTileRows && !expected; ++r) {
+      reference[r] = 0;
+      if (r >= rows) continue;
+      const double one = hint ? hint[r] * units_.sigma : -INFINITY;
+      const bool part = preview_ && job_.m > kPreview;
+      tried[r] = part || std::fabs(one) < kFurthest;
+      reference[r] = std::fabs(one) < kFurthest ? T(one - kHeadroom)
+          : row_peak(cost_ + (first + r) * job_.row_stride, high_, part ? kPreview : job_.m, units_.inverse);
     }
     if constexpr (Columns)
-      if (job_.block_min && job_.col_hint && least > -INFINITY)
-        fresh().choose(job_, item_, first / kTileRows, units_.inverse, least, scale * units_.sigma);
+      if (hint && job_.block_min && job_.col_hint) leave_out(first, rows, hint);
+  }
+
+  // References from the hints of a whole tile; false where one is no number to go by.
+  bool expect(const double* hint, T* reference) const {
+    Reals outside = {};
+    for (int64_t r = 0; r < kTileRows; r += kLanes<double>) {
+      const Reals expected = load(hint + r) * units_.sigma;
+      outside += expected < kFurthest && expected > -kFurthest ? Reals{} : splat(1.0);
+      const auto rounded = __builtin_convertvector(expected - kHeadroom, Halves<T>);
+      __builtin_memcpy(reference + r, &rounded, sizeof(rounded));
+    }
+    return max_of<double>(outside) == 0;
+  }
+
+  // Blocks that the hints of the tile's rows, if all are numbers, show to be negligible.
+  void leave_out(int64_t first, int64_t rows, const double* hint) {
+    const double* offset = job_.offset + item_ * job_.n + first;
+    double least = INFINITY, scale = -INFINITY;
+    for (int64_t r = 0; r < rows; ++r) {
+      const double expected = hint[r] * units_.sigma;
+      if (!(std::fabs(expected) < kFurthest)) return;
+      least = -greater(-expected, -least);
+      scale = greater(offset[r] - job_.damping[item_] * hint[r], scale);
+    }
+    fresh().choose(job_, item_, first / kTileRows, units_.inverse, least, scale * units_.sigma);
   }
 
   bool skipping_held(int64_t rows, const T* reference, const bool* tried) {
@@ -334,6 +372,8 @@ template <class T, bool Columns> class Slab {
 
   TilePlan<T>& fresh() { return tile_.plan[current_]; }
   TilePlan<T>& old() { return tile_.plan[current_ ^ 1]; }
+
+  static constexpr double kFurthest = -Simd<T>::kLowest;  // a reference must lie nearer
 
   const Job& job_;
   const int64_t index_, item_;
