@@ -7,13 +7,19 @@ import functools
 import importlib
 import os
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ..kernels.tiles import Tile, TileTable, slab_layout
+from . import triton_small
 from .base import Backend, log_scaling
+
+if TYPE_CHECKING:
+    from ..options import SolverOptions
+    from ..outcome import Outcome
+    from ..problem import Problem
 
 
 @functools.cache
@@ -115,6 +121,19 @@ class TritonBackend(Backend):
         self._launch("panel_kernel", cost, count * row_blocks * col_blocks, tile, items, log_u, log_v, reg, out,
                      *_strides(cost), n, m, row_blocks, col_blocks)
         return out
+
+    def solve(self, problem: Problem, cost: Tensor, method: str, max_iter: int, tol: float | None,
+              init: tuple[Tensor, Tensor] | None, options: SolverOptions) -> Outcome | None:
+        """Small problems in one launch, one program each; None for what `triton_small.tile_for` has no tile for."""
+        tile = triton_small.tile_for(self.table, cost, problem.batch, max_iter, tol, options)
+        if tile is None:
+            return None
+        solve = triton_small.small_solve(tile, problem, cost, method, max_iter, tol, init, options)
+        with _on(cost.device):
+            _kernel("small_solve_kernel")[(solve.programs,)](
+                *solve.arguments, ROWS=tile.rows, COLS=tile.cols, STAGES=tile.stages, VECTOR=_vector_width(cost),
+                **solve.constants, **launch_options(tile))
+        return solve.outcome
 
     def _sweep_wide(self, cost: Tensor, log_v: Tensor, offset: Tensor, damping: Tensor, reg: Tensor, shift: Tensor,
                     col_mass: Tensor, items: Tensor | None) -> Tensor:
