@@ -15,8 +15,11 @@ from torch import Tensor
 import uotlib
 from uotlib import ConvergenceWarning, SolverOptions
 from uotlib.backends import BACKENDS
+from uotlib.backends.triton import TritonBackend
 from uotlib.backends.triton_small import MAX_PASSES, bits_of, tile_for
 from uotlib.kernels.tiles import TileTable
+from uotlib.operators import GibbsKernel
+from uotlib.options import GPU_CHECK_EVERY
 from uotlib.problem import build_problem
 from uotlib.reference import reference_sinkhorn
 from uotlib.settings import Settings, kernel_of
@@ -196,6 +199,23 @@ def test_reads_nothing_back(tol):
         outcome = run(problem, case, tol=tol, max_iter=3)
     assert seen.count == 0
     assert int(outcome.n_iter) == 3
+
+
+@pytest.mark.parametrize("method", ["auto", "sinkhorn"])
+@pytest.mark.parametrize(("tol", "every"), [(0, None), (None, None), (1e-3, 2)])
+def test_the_loop_waits_once_a_look(method, tol, every):
+    """Where no kernel has the whole solve: at most one number read back every few passes, none with tol = 0."""
+    case = draw(4, 5, batch=(3,)).but(reg=torch.tensor([1.0, 0.3, 0.2], dtype=torch.float64))
+    problem = posed(case)
+    cost = case.cost.to(DEVICE)
+    kernel = GibbsKernel(problem.cost, (cost,), cost, None, (3, 4, 5), cost.dtype,
+                         TritonBackend(TileTable(small=(), small_float64=())), 1 << 26)
+    with Synchronisations() as seen:
+        outcome = solve(problem, kernel, method, 13, tol, None, SolverOptions(check_every=every))
+    looks = int(outcome.n_iter.max()) // (every or GPU_CHECK_EVERY)
+    assert seen.count <= looks
+    assert (seen.count > 0) == (tol != 0)
+    assert tol == 0 or bool(outcome.converged[0])
 
 
 def test_what_goes_pass_by_pass():

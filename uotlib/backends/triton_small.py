@@ -73,13 +73,18 @@ def constants_of(method: str, reg_type: str, tol: float | None, options: SolverO
     depth = int(options.anderson_depth)
     return {
         "TEXTBOOK": method == "sinkhorn", "ENTROPY": reg_type == "entropy", "SYNCHRONOUS": tol != 0,
-        "CHECK_EVERY": int(options.check_every), "ANNEAL_START": float(options.anneal_start),
+        "CHECK_EVERY": count(options.looks_every(asynchronous=False)), "ANNEAL_START": float(options.anneal_start),
         "ANNEAL_FACTOR": float(options.anneal_factor), "ANNEAL_VIOLATION": float(options.anneal_violation),
         "ANNEAL_ACCURACY": float(options.anneal_accuracy), "ANNEAL_ORDER": int(options.anneal_order),
-        "ANNEAL_PASSES": int(options.anneal_passes), "DEPTH": depth,
-        "ANDERSON_START": int(options.anderson_start), "SAFEGUARD": float(options.safeguard),
+        "ANNEAL_PASSES": count(options.anneal_passes), "DEPTH": depth,
+        "ANDERSON_START": count(options.anderson_start), "SAFEGUARD": float(options.safeguard),
         "BACKTRACK": float(options.backtrack), "TRUST_REGION": float(options.trust_region),
         "SLOTS": max(MIN_SLOTS, 1 << depth.bit_length())}
+
+
+def count(passes: int) -> int:
+    """As the kernel's 32 bits hold it: more than any solve takes means the same."""
+    return min(int(passes), 2 * MAX_PASSES)
 
 
 def bits_of(number: float) -> int:
