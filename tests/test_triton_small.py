@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 import warnings
@@ -17,6 +18,7 @@ from uotlib import ConvergenceWarning, SolverOptions
 from uotlib.backends import BACKENDS
 from uotlib.backends.triton import TritonBackend
 from uotlib.backends.triton_small import MAX_PASSES, bits_of, tile_for
+from uotlib.kernels import tune
 from uotlib.kernels.tiles import TileTable
 from uotlib.operators import GibbsKernel
 from uotlib.options import GPU_CHECK_EVERY
@@ -229,6 +231,22 @@ def test_what_goes_pass_by_pass():
                    {"options": SolverOptions(anderson_depth=16)}, {"options": SolverOptions(anneal_order=8)}):
         assert tile_for(table, cost, **usual | change) is None
     assert tile_for(table, torch.zeros(2, 257, 3), **usual) is None
+
+
+@pytest.mark.parametrize("kind", tune.KINDS)
+def test_what_is_tuned_has_one_answer(kind, monkeypatch):
+    """Every operation runs, and another tile gives the same answers but for rounding."""
+    for name, value in (("ENTRIES", 1), ("ROWS", 24), ("PASSES", 2)):
+        monkeypatch.setattr(tune, name, value)
+    tiles = getattr(TileTable(), kind)
+    tile = tiles[0] if isinstance(tiles, tuple) else tiles
+    other = dataclasses.replace(tile, rows=2 * tile.rows)
+    table = dataclasses.replace(TileTable(), **{kind: (other,) if isinstance(tiles, tuple) else other})
+    found = tune.operation(kind, 24, torch.float32, DEVICE, table)()
+    expected = tune.operation(kind, 24, torch.float32, DEVICE, TileTable())()
+    for actual, wanted in zip(found, expected, strict=True):
+        torch.testing.assert_close(actual, wanted, rtol=1e-5, atol=1e-5)
+        assert bool(torch.isfinite(actual).all())
 
 
 def test_bits_of_a_tolerance():

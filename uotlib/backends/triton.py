@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..kernels import tuned
 from ..kernels.tiles import Tile, TileTable, slab_layout
 from . import triton_small
 from .base import Backend, log_scaling
@@ -39,6 +40,17 @@ def _multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
+@functools.cache
+def tile_table() -> tuple[TileTable, str]:
+    """(tiles of this process's GPU, where they come from in words); looked up once."""
+    if _interpreted() or not torch.cuda.is_available():
+        return TileTable(), "default (no GPU)"
+    module, reason = _kernels()
+    if module is None:
+        return TileTable(), f"default ({reason})"
+    return tuned.table_for(torch.cuda.get_device_name(), importlib.import_module("triton").__version__)
+
+
 def launch_options(tile: Tile) -> dict[str, Any]:
     """Options of every launch.  Floating-point fusion is said because its default differs between Triton versions."""
     options: dict[str, Any] = {"num_warps": tile.warps, "enable_fp_fusion": True}
@@ -55,14 +67,18 @@ class TritonBackend(Backend):
     """Kernels of `uotlib.kernels`, on any GPU that Triton reaches.
 
     Args:
-        table: Tile shapes, for tuning and tests.
+        table: Tile shapes, for tuning and tests; None for `tile_table`'s.
     """
 
     name = "triton"
     asynchronous = True
 
     def __init__(self, table: TileTable | None = None) -> None:
-        self.table = table or TileTable()
+        self._given = table
+
+    @property
+    def table(self) -> TileTable:
+        return self._given or tile_table()[0]
 
     def why_not(self, device: torch.device, dtype: torch.dtype) -> str | None:
         if device.type == "cpu" and not _interpreted():
