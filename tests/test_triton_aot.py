@@ -21,7 +21,8 @@ SHARED = {80: (164 << 10, 163 << 10), 90: (228 << 10, 227 << 10), 100: (228 << 1
 RESERVED = 1 << 10
 REGISTERS = 65536
 #: Kernels that read the cost, which must be read 16 bytes at a time where it can be.
-READERS = ("sweep_kernel", "row_lse_kernel", "col_lse_kernel", "col_mass_kernel", "panel_kernel")
+READERS = ("sweep_kernel", "row_lse_kernel", "col_lse_kernel", "col_mass_kernel", "panel_kernel",
+           "small_solve_kernel")
 
 
 def compiled(*arguments: str) -> list[dict[str, Any]]:

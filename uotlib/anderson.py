@@ -67,9 +67,9 @@ class Anderson:
         self.valid = self.valid & ~where[:, None]
         self.fresh = self.fresh | where
 
-    def select(self, keep: Tensor) -> None:
+    def select(self, kept: Tensor) -> None:
         """Go on with these items only."""
-        self.points, self.residuals = self.points[keep], self.residuals[keep]
-        self.valid, self.fresh = self.valid[keep], self.fresh[keep]
+        self.points, self.residuals = self.points[kept], self.residuals[kept]
+        self.valid, self.fresh = self.valid[kept], self.fresh[kept]
         if self.last is not None:
-            self.last = (self.last[0][keep], self.last[1][keep])
+            self.last = (self.last[0][kept], self.last[1][kept])

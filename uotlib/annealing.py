@@ -81,7 +81,7 @@ class Annealing:
         share = 2 * (passes + 1) / self.max_iter
         return torch.maximum(self.reg, self.start * (self.reg / self.start) ** share) if share < 1 else self.reg
 
-    def select(self, keep: Tensor) -> None:
+    def select(self, kept: Tensor) -> None:
         """Go on with these items only."""
         for name in ("reg", "spread", "start", "eps", "next_eps", "level_pass", "ends", "ends_eps", "known"):
-            setattr(self, name, getattr(self, name)[keep])
+            setattr(self, name, getattr(self, name)[kept])

@@ -9,10 +9,11 @@ import torch
 
 from ._extension import extension, missing
 from .backends import BACKENDS
+from .backends.triton import tile_table
 
 
 def report() -> str:
-    """Versions, the compiled extension and every backend with what it runs on, or the sentence why it does not.
+    """Versions, the compiled extension, Triton's tiles, and every backend with what it runs on or why it does not.
 
     Returns:
         Lines of text, each a name and what there is to say about it.
@@ -27,6 +28,7 @@ def report() -> str:
              ("torch", f"{torch.__version__}, {torch.get_num_threads()} threads")]
     lines += [(name, _version(name)) for name in ("triton", "numpy")]
     lines += _extension_lines()
+    lines.append(("triton tiles", tile_table()[1]))
     for name, backend in BACKENDS.items():
         for device in _devices():
             reasons = {dtype: backend.why_not(device, dtype) for dtype in (torch.float32, torch.float64)}

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
 
+#: Iterations between looks at the stop rule where a look waits for the device.
+GPU_CHECK_EVERY = 4
+
 
 @dataclass(frozen=True)
 class SolverOptions:
@@ -27,7 +30,8 @@ class SolverOptions:
         safeguard, backtrack: An accelerated step whose violation exceeds ``safeguard`` times the best since the last
             restart is cut to the fraction ``backtrack``, and the history is forgotten.
         trust_region: Furthest that acceleration moves any potential beyond the plain step, in units of eps.
-        check_every: Iterations between looks at the stop rule (each one waits for the device on a GPU).
+        check_every: Iterations between looks at the stop rule.  None: 1 where a look costs nothing, on the CPU and
+            where one kernel runs a whole solve; else `GPU_CHECK_EVERY`, 4, for a look waits for the device.
         adjoint_tol: Residual of the backward's linear system, relative to its right-hand side, in the norm of the
             preconditioner: the error of a gradient through the plan is of this order, and of the violation's.
         adjoint_max_iter: Most steps of conjugate gradients in one backward, each a pass over the cost.
@@ -46,7 +50,7 @@ class SolverOptions:
     safeguard: float = 2.0
     backtrack: float = 0.25
     trust_region: float = 10.0
-    check_every: int = 1
+    check_every: int | None = None
     adjoint_tol: float = 1e-6
     adjoint_max_iter: int = 2000
     block_bytes: int = 1 << 26
@@ -55,6 +59,8 @@ class SolverOptions:
     def __post_init__(self) -> None:
         for name, (kind, wanted, holds) in NUMBERS.items():
             value = getattr(self, name)
+            if value is None and name == "check_every":
+                continue
             if isinstance(value, bool) or not isinstance(value, kind):
                 noun = "an integer" if kind is Integral else "a number"
                 raise TypeError(f"SolverOptions.{name} must be {noun}, got {value!r}")
@@ -62,6 +68,12 @@ class SolverOptions:
                 raise ValueError(f"SolverOptions.{name} must be {wanted}, got {value}")
         if not isinstance(self.progress, bool) and not callable(self.progress):
             raise TypeError(f"SolverOptions.progress must be True, False or a callable, got {self.progress!r}")
+
+    def looks_every(self, asynchronous: bool) -> int:
+        """``check_every``, or its default where a look waits for the device (or does not)."""
+        if self.check_every is not None:
+            return self.check_every
+        return GPU_CHECK_EVERY if asynchronous else 1
 
 
 @dataclass(frozen=True)

@@ -83,15 +83,19 @@ class StoredOutcome(Outcome):
     """An outcome in one array: that of a `StoredPair`, then `SCALARS` numbers of each problem, (SCALARS, B), float64.
 
     As uot::Answers of csrc/cpu/solve.h has it.
+
+    Args:
+        all_converged: Whether all problems are; None where that is not known without looking.
     """
 
     violation, gap = _part("_scalars", 0), _part("_scalars", 1)
     n_iter = _part("_scalars", 2, torch.int64)
     converged, at_floor = (_part("_scalars", index, torch.bool) for index in (3, 4))
 
-    def __init__(self, values: Tensor, batch: int, n: int, m: int, all_converged: bool) -> None:
+    def __init__(self, values: Tensor, batch: int, n: int, m: int, all_converged: bool | None = None) -> None:
         self.pair = StoredPair(values, batch, n, m)
-        self.all_converged = all_converged
+        if all_converged is not None:
+            self.all_converged = all_converged
         self._values, self._batch = values, batch
 
     @lazy

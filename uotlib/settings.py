@@ -85,7 +85,8 @@ class Run:
     def decode(text: str) -> Run:
         method, tol, *numbers = text.split("|")
         pairs = [number.split("=") for number in numbers]
-        values: dict[str, Any] = {name: int(value) if NUMBERS[name][0] is Integral else float(value)
-                                  for name, value in pairs}
+        values: dict[str, Any] = {
+            name: None if value == "None" else int(value) if NUMBERS[name][0] is Integral else float(value)
+            for name, value in pairs}
         options = SolverOptions(**values)
         return Run(method, None if tol == "None" else float(tol), options)

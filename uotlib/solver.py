@@ -47,6 +47,7 @@ class _Loop:
         self.threads = threads
         self.problem, self.kernel, self.max_iter, self.tol, self.options = problem, kernel, max_iter, tol, options
         self.synchronous = tol is None or tol > 0
+        self.check_every = options.looks_every(kernel.backend.asynchronous)
         self.items: Tensor | None = None
         self.rows, self.cols, self.reg = problem.rows, problem.cols, problem.reg
         self.eps = self.reg
@@ -113,11 +114,9 @@ class _Loop:
         return self.tol if self.tol else (4 * roundoff(pair, reg, self.problem.dtype)).clamp(1e-5, 1e-2)
 
     def finish(self, done: Tensor | None, pair: Pair, violation: Tensor, n_iter: int, at_floor: Tensor | None) -> None:
-        """Write down the answers of the active items where ``done`` holds (None: all of them)."""
-        target = slice(None) if self.items is None else self.items
-        if done is not None:
-            target = done.nonzero()[:, 0] if self.items is None else self.items[done]
+        """Write down the answers of these of the active items (None: all of them)."""
         source = slice(None) if done is None else done
+        target = source if self.items is None else self.items[source]
         for name in ("f", "g", "log_u", "log_v", "row_lse", "col_lse"):
             getattr(self.pair, name)[target] = getattr(pair, name)[source]
         self.violation[target] = violation[source]
@@ -125,9 +124,8 @@ class _Loop:
         if at_floor is not None:
             self.at_floor[target] = at_floor[source]
 
-    def select(self, keep: Tensor) -> None:
-        """Go on with the active items where ``keep`` holds."""
-        kept = keep.nonzero()[:, 0]
+    def select(self, kept: Tensor) -> None:
+        """Go on with these of the active items."""
         self.items = kept if self.items is None else self.items[kept]
         self.rows, self.cols = self.rows.select(kept), self.cols.select(kept)
         for name in ("reg", "eps", "g", "reachable", "shift", "lost", "record", "record_pass"):
@@ -148,7 +146,7 @@ class _Loop:
         """Complete the potentials of columns that took no part, and certify every pair."""
         pair, rows, cols, reg = self.pair, self.problem.rows, self.problem.cols, self.problem.reg
         idle = torch.isneginf(pair.log_v)
-        if self.problem.device.type != "cpu" or bool(idle.any()):
+        if self.kernel.backend.asynchronous or bool(idle.any()):
             with on_threads(self.threads):
                 lse = self.kernel.col_lse(pair.log_u, reg, idle)
             pair.col_lse = torch.where(idle, lse, pair.col_lse)
@@ -178,16 +176,18 @@ class _Textbook(_Loop):
                 if last:
                     self.finish(None, pair, violation, iteration, None)
                     break
-                if self.synchronous and iteration % self.options.check_every == 0:
+                if self.synchronous and iteration % self.check_every == 0:
                     stalled = self.stalled(pair, violation)
                     done = (violation <= self.tolerance(pair, self.reg)) | stalled | violation.isnan()
                     self.report(violation)
-                    if bool(done.any()):
-                        self.finish(done, pair, violation, iteration, stalled)
-                        if bool(done.all()):
+                    parts = _parted(done)
+                    if parts is not None:
+                        ended, kept = parts
+                        self.finish(ended, pair, violation, iteration, stalled)
+                        if not len(kept):
                             break
-                        self.select(~done)
-                        here, answer = _keep(here, ~done), answer[~done]
+                        self.select(kept)
+                        here, answer = _keep(here, kept), answer[kept]
             before, self.g = here, answer
         return self.outcome()
 
@@ -217,16 +217,17 @@ class _Accelerated(_Loop):
                 self.finish(None, pair, violation, self.passes, None)
                 break
             close = at_target & (violation <= self.tolerance(here, self.reg))
-            if self.synchronous and self.passes % self.options.check_every == 0:
+            if self.synchronous and self.passes % self.check_every == 0:
                 self.report(violation)
                 stalled = at_target & self.stalled(here, violation)
                 done = (close & (self.confirming | ~self._one_sided)) | stalled | violation.isnan()
-                if bool(done.any()):
-                    self.finish(done, pair, violation, self.passes, stalled)
-                    keep = ~done
-                    self.select(keep)
-                    here, answer, violation = _keep(here, keep), answer[keep], violation[keep]
-                    close = close[keep]
+                parts = _parted(done)
+                if parts is not None:
+                    ended, kept = parts
+                    self.finish(ended, pair, violation, self.passes, stalled)
+                    self.select(kept)
+                    here, answer, violation = _keep(here, kept), answer[kept], violation[kept]
+                    close = close[kept]
             self._advance(here, answer, violation, close)
         return self.outcome()
 
@@ -282,12 +283,12 @@ class _Accelerated(_Loop):
         allowed = self.options.trust_region * self.eps / extra.abs().amax(1).clamp_min(torch.finfo(extra.dtype).tiny)
         return plain + extra * allowed.clamp_max(1.0)[:, None]
 
-    def select(self, keep: Tensor) -> None:
-        super().select(keep)
-        self.anderson.select(keep)
-        self.annealing.select(keep)
+    def select(self, kept: Tensor) -> None:
+        super().select(kept)
+        self.anderson.select(kept)
+        self.annealing.select(kept)
         for name in ("best", "best_answer", "confirming"):
-            setattr(self, name, getattr(self, name)[keep])
+            setattr(self, name, getattr(self, name)[kept])
 
 
 def roundoff(pair: Pair, reg: Tensor, dtype: torch.dtype) -> Tensor:
@@ -301,8 +302,17 @@ def _largest_of(pair: Pair) -> Tensor:
     return torch.maximum(f, g)
 
 
-def _keep(pair: Pair, keep: Tensor) -> Pair:
-    return Pair(*(getattr(pair, name)[keep] for name in ("f", "g", "log_u", "log_v", "row_lse", "col_lse")))
+def _parted(done: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Which items are done and which are not, in order; None if none is.  Waits for the device, for their number."""
+    count = int(done.sum())
+    if not count:
+        return None
+    order = torch.argsort(done.to(torch.uint8), stable=True, descending=True)
+    return order[:count], order[count:]
+
+
+def _keep(pair: Pair, kept: Tensor) -> Pair:
+    return Pair(*(getattr(pair, name)[kept] for name in ("f", "g", "log_u", "log_v", "row_lse", "col_lse")))
 
 
 def _mass_scale(problem: Problem) -> Tensor:

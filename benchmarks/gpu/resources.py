@@ -20,13 +20,17 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from uotlib import SolverOptions
 from uotlib.backends.triton import launch_options
+from uotlib.backends.triton_small import constants_of
 from uotlib.kernels import launchable
 from uotlib.kernels.tiles import Tile, TileTable
 
 POINTERS = {
     "items": "*i64", "mask": "*u8", "log_u": "*fp64", "log_v": "*fp64", "offset": "*fp64", "damping": "*fp64",
     "reg": "*fp64", "shift": "*fp64", "row_lse": "*fp64", "col_lse": "*fp64", "col_mass": "*fp64",
+    "mass_a": "*fp64", "log_a": "*fp64", "tau_a": "*fp64", "mass_b": "*fp64", "log_b": "*fp64", "tau_b": "*fp64",
+    "start": "*fp64", "answers": "*fp64", "work": "*fp64",
 }
 COST_POINTERS = ("cost", "partial", "anchors", "totals", "plan")
 
@@ -41,6 +45,8 @@ class Configuration:
     aligned: bool
     items: bool = False
     mask: bool = False
+    #: The kernel's own constants, as pairs.
+    constants: tuple[tuple[str, Any], ...] = ()
 
     @property
     def vector(self) -> int:
@@ -85,6 +91,12 @@ def configurations(table: TileTable | None = None) -> Iterator[Configuration]:
         yield Configuration("merge_columns_kernel", table.merge, double, True)
         yield Configuration("merge_col_lse_kernel", table.merge, double, True)
         yield Configuration("merge_col_lse_kernel", table.merge, double, True, mask=True)
+        for tile in getattr(table, "small" + suffix):
+            for method, reg_type, aligned in (("auto", "kl", True), ("auto", "entropy", False),
+                                              ("sinkhorn", "entropy", True)):
+                how = constants_of(method, reg_type, None, SolverOptions())
+                yield Configuration("small_solve_kernel", tile, double, aligned, items=not aligned,
+                                    constants=tuple(how.items()))
 
 
 def source(configuration: Configuration) -> tuple[ASTSource, dict[str, Any]]:
@@ -96,9 +108,10 @@ def source(configuration: Configuration) -> tuple[ASTSource, dict[str, Any]]:
     constants: dict[str, Any] = {}
     attributes: dict[tuple[int, ...], list[list[Any]]] = {}
     chosen = {"ROWS": tile.rows, "COLS": tile.cols, "STAGES": tile.stages, "SLABS": tile.rows,
-              "VECTOR": configuration.vector}
+              "VECTOR": configuration.vector} | dict(configuration.constants)
     for place, name in enumerate(fn.arg_names):
-        absent = (name == "items" and not configuration.items) or (name == "mask" and not configuration.mask)
+        absent = (name in ("items", "start") and not configuration.items) or (
+            name == "mask" and not configuration.mask)
         if absent or name in chosen:
             signature[name] = "constexpr"
             constants[name] = None if absent else chosen[name]
@@ -107,7 +120,7 @@ def source(configuration: Configuration) -> tuple[ASTSource, dict[str, Any]]:
             if name != "cost" or configuration.aligned:
                 attributes[(place,)] = [["tt.divisibility", 16]]
         else:
-            signature[name] = "i32"
+            signature[name] = "i64" if name == "tol_bits" else "i32"
     return ASTSource(fn, signature, constexprs=constants, attrs=attributes), launch_options(tile)
 
 
@@ -124,6 +137,7 @@ def resources(configuration: Configuration, capability: int) -> Resources:
     ptx = kernel.asm["ptx"]
     real = "fp64" if configuration.double else "fp32"
     variant = "".join(f" +{name}" for name in ("items", "mask") if getattr(configuration, name)).strip()
+    variant += "".join(f" {name.lower()}" for name, value in configuration.constants if value is True)
     tile = configuration.tile
     return Resources(
         kernel=configuration.kernel, target=capability, dtype=real, tile=f"{tile.rows}x{tile.cols}", warps=tile.warps,

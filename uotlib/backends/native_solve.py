@@ -41,7 +41,8 @@ def solve(problem: Problem, cost: Tensor, method: str, max_iter: int, tol: float
     run = extension.Solve(
         (cost.data_ptr(), cost.dtype == torch.float64, cost.stride(0), cost.stride(1), items, batch, n, m),
         (mass_a, tau_a), (mass_b, tau_b), reg, start, answers.data_ptr(), problem.reg_type == "entropy",
-        method == "sinkhorn", max_iter, tol or 0.0, tol != 0, watched, vars(options), torch.get_num_threads())
+        method == "sinkhorn", max_iter, tol or 0.0, tol != 0, watched,
+        vars(options) | {"check_every": options.looks_every(asynchronous=False)}, torch.get_num_threads())
     finished = False
     while not finished:
         finished = run.advance(math.inf if watched else TURN)

@@ -7,13 +7,20 @@ import functools
 import importlib
 import os
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from ..kernels import tuned
 from ..kernels.tiles import Tile, TileTable, slab_layout
+from . import triton_small
 from .base import Backend, log_scaling
+
+if TYPE_CHECKING:
+    from ..options import SolverOptions
+    from ..outcome import Outcome
+    from ..problem import Problem
 
 
 @functools.cache
@@ -33,6 +40,17 @@ def _multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
+@functools.cache
+def tile_table() -> tuple[TileTable, str]:
+    """(tiles of this process's GPU, where they come from in words); looked up once."""
+    if _interpreted() or not torch.cuda.is_available():
+        return TileTable(), "default (no GPU)"
+    module, reason = _kernels()
+    if module is None:
+        return TileTable(), f"default ({reason})"
+    return tuned.table_for(torch.cuda.get_device_name(), importlib.import_module("triton").__version__)
+
+
 def launch_options(tile: Tile) -> dict[str, Any]:
     """Options of every launch.  Floating-point fusion is said because its default differs between Triton versions."""
     options: dict[str, Any] = {"num_warps": tile.warps, "enable_fp_fusion": True}
@@ -49,14 +67,18 @@ class TritonBackend(Backend):
     """Kernels of `uotlib.kernels`, on any GPU that Triton reaches.
 
     Args:
-        table: Tile shapes, for tuning and tests.
+        table: Tile shapes, for tuning and tests; None for `tile_table`'s.
     """
 
     name = "triton"
     asynchronous = True
 
     def __init__(self, table: TileTable | None = None) -> None:
-        self.table = table or TileTable()
+        self._given = table
+
+    @property
+    def table(self) -> TileTable:
+        return self._given or tile_table()[0]
 
     def why_not(self, device: torch.device, dtype: torch.dtype) -> str | None:
         if device.type == "cpu" and not _interpreted():
@@ -115,6 +137,19 @@ class TritonBackend(Backend):
         self._launch("panel_kernel", cost, count * row_blocks * col_blocks, tile, items, log_u, log_v, reg, out,
                      *_strides(cost), n, m, row_blocks, col_blocks)
         return out
+
+    def solve(self, problem: Problem, cost: Tensor, method: str, max_iter: int, tol: float | None,
+              init: tuple[Tensor, Tensor] | None, options: SolverOptions) -> Outcome | None:
+        """Small problems in one launch, one program each; None for what `triton_small.tile_for` has no tile for."""
+        tile = triton_small.tile_for(self.table, cost, problem.batch, max_iter, tol, options)
+        if tile is None:
+            return None
+        solve = triton_small.small_solve(tile, problem, cost, method, max_iter, tol, init, options)
+        with _on(cost.device):
+            _kernel("small_solve_kernel")[(solve.programs,)](
+                *solve.arguments, ROWS=tile.rows, COLS=tile.cols, STAGES=tile.stages, VECTOR=_vector_width(cost),
+                **solve.constants, **launch_options(tile))
+        return solve.outcome
 
     def _sweep_wide(self, cost: Tensor, log_v: Tensor, offset: Tensor, damping: Tensor, reg: Tensor, shift: Tensor,
                     col_mass: Tensor, items: Tensor | None) -> Tensor:

@@ -12,7 +12,6 @@ import triton.language as tl
 
 from .numerics import (
     LOWEST,
-    anchored_times_two_to,
     item_index,
     multiple_of,
     natural_log,
@@ -20,6 +19,7 @@ from .numerics import (
     split_scale,
     times_two_to,
 )
+from .update import raise_columns
 
 
 @triton.jit(do_not_specialize=["stride_b", "stride_n", "n", "m", "slabs", "slab_rows", "blocks"])
@@ -55,11 +55,7 @@ def col_lse_kernel(cost, items, log_u, reg, mask, anchors, totals, stride_b, str
         alive = rows < last
         c = tl.load(tile + rows.to(tl.int64)[:, None] * stride_n, mask=alive[:, None] & inside[None, :], other=0.0)
         log_u_i = tl.load(log_u + b * n + rows, mask=alive, other=float("-inf"))
-        exponent, mantissa = split_exponent(log_u_i, dtype)
-        raised = tl.maximum(anchor, tl.ceil(tl.max(tl.fma(c, scale_high, exponent[:, None]), axis=0)))
-        p = anchored_times_two_to(c, scale_high, scale_low, exponent[:, None] - raised[None, :])
-        total = total * tl.exp2(anchor - raised) + tl.sum(p * mantissa[:, None], axis=0)
-        anchor = raised
+        anchor, total = raise_columns(c, scale_high, scale_low, log_u_i, anchor, total)
 
     place = slab.to(tl.int64) * m + cols
     tl.store(anchors + place, anchor, mask=wanted)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from .columns import col_lse_kernel, col_mass_kernel, merge_col_lse_kernel
 from .panel import panel_kernel
 from .rows import row_lse_kernel
+from .small import small_solve_kernel
 from .sweep import merge_columns_kernel, sweep_kernel
 
 __all__ = [
@@ -14,5 +15,6 @@ __all__ = [
     "merge_columns_kernel",
     "panel_kernel",
     "row_lse_kernel",
+    "small_solve_kernel",
     "sweep_kernel",
 ]

@@ -23,8 +23,14 @@ LARGEST = tl.constexpr(3.0e38)
 
 @triton.jit
 def split_scale(reg, dtype: tl.constexpr):
+    """`scale_of` the eps that lies at an address."""
+    return scale_of(tl.load(reg), dtype)
+
+
+@triton.jit
+def scale_of(eps, dtype: tl.constexpr):
     """-log2(e) / eps as (high, low), both negative: so a cost of +inf gives -inf, never inf - inf or 0 * inf."""
-    scale = -LOG2E / tl.load(reg)
+    scale = -LOG2E / eps
     # Shrunk by a few units in the last place, which keeps the remainder's sign.
     shrink: tl.constexpr = 1.0 - 2.0**-22 if dtype == tl.float32 else 1.0 - 2.0**-51
     high = (scale * shrink).to(dtype)

@@ -11,18 +11,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .numerics import (
-    LARGEST,
-    LOG2E,
-    anchored_times_two_to,
-    finite_anchor,
-    half_step,
-    item_index,
-    multiple_of,
-    natural_log,
-    split_exponent,
-    split_scale,
-)
+from .numerics import item_index, multiple_of, split_exponent, split_scale
+from .update import sweep_rows
 
 
 @triton.jit(do_not_specialize=["stride_b", "stride_n", "n", "m", "slabs", "slab_rows"])
@@ -53,16 +43,9 @@ def sweep_kernel(cost, items, log_v, offset, damping, reg, shift, row_lse, parti
         alive = rows < last
         c = tl.load(tile + rows.to(tl.int64)[:, None] * stride_n, mask=alive[:, None] & inside[None, :], other=0.0)
         offset_i = tl.load(offset + b * n + rows, mask=alive, other=float("-inf"))
-
-        anchor = finite_anchor(tl.max(tl.fma(c, scale_high, exponent[None, :]), axis=1))
-        p = anchored_times_two_to(c, scale_high, scale_low, exponent[None, :] - anchor[:, None])
-        lse = natural_log(anchor, tl.sum(p * mantissa[None, :], axis=1))
+        lse, part = sweep_rows(c, scale_high, scale_low, exponent, mantissa, offset_i, damping_b, shift_b)
         tl.store(row_lse + b * n + rows, lse, mask=alive)
-
-        log_u = half_step(offset_i, damping_b, lse) - shift_b
-        weight = tl.exp2((log_u * LOG2E + anchor.to(tl.float64)).to(dtype))
-        weight = tl.minimum(weight, LARGEST, propagate_nan=tl.PropagateNan.ALL)
-        column_sum += tl.sum(p * weight[:, None], axis=0)
+        column_sum += part
 
     tl.store(partial + program.to(tl.int64) * m + cols, column_sum, mask=inside)
 

@@ -56,6 +56,24 @@ def _sweep_float64() -> tuple[Tile, ...]:
     )
 
 
+def _small_float32() -> tuple[Tile, ...]:
+    return (
+        Tile(8, 32, warps=1, stages=1, per_sm=8),
+        Tile(16, 64, warps=2, stages=1, per_sm=4),
+        Tile(8, 128, warps=4, stages=1, per_sm=2),
+        Tile(16, 256, warps=8, stages=1, per_sm=1),
+    )
+
+
+def _small_float64() -> tuple[Tile, ...]:
+    return (
+        Tile(4, 32, warps=1, stages=1, per_sm=8),
+        Tile(4, 64, warps=2, stages=1, per_sm=4),
+        Tile(8, 128, warps=4, stages=1, per_sm=2),
+        Tile(8, 256, warps=8, stages=1, per_sm=1),
+    )
+
+
 @dataclass(frozen=True)
 class TileTable:
     """Every tile of one backend.  ``*_float64`` holds what float64 costs use instead."""
@@ -74,13 +92,24 @@ class TileTable:
     panel_float64: Tile = Tile(4, 512, warps=4, stages=1, per_sm=4)
     #: Merging the slabs' partial columns: rows are slabs, cols are columns.  Narrow, to give every SM some columns.
     merge: Tile = Tile(32, 32, warps=4, stages=1)
+    #: Whole solves: a problem of at most ``cols`` points a side in one program.  Few rows a tile: the state of the
+    #: solve takes most of the registers.
+    small: tuple[Tile, ...] = field(default_factory=_small_float32)
+    small_float64: tuple[Tile, ...] = field(default_factory=_small_float64)
     #: Slabs are no longer than this, so that float32 column sums add at most this many terms before float64 does.
     slab_rows: int = 512
 
     def sweep_tile(self, m: int, double: bool) -> Tile | None:
         """The tile that holds a row of ``m`` entries on chip, or None if none does."""
-        fitting = [tile for tile in (self.sweep_float64 if double else self.sweep) if tile.cols >= m]
-        return min(fitting, key=lambda tile: tile.cols, default=None)
+        return _narrowest(self.sweep_float64 if double else self.sweep, m)
+
+    def small_tile(self, points: int, double: bool) -> Tile | None:
+        """The tile for whole solves of up to ``points`` a side, or None if none is wide enough."""
+        return _narrowest(self.small_float64 if double else self.small, points)
+
+
+def _narrowest(tiles: tuple[Tile, ...], width: int) -> Tile | None:
+    return min((tile for tile in tiles if tile.cols >= width), key=lambda tile: tile.cols, default=None)
 
 
 def slab_layout(batch: int, n: int, tile: Tile, multiprocessors: int, columns: int, longest: int) -> tuple[int, int]:

@@ -1,0 +1,38 @@
+"""What every pass does with a block of the cost in registers: whole rows of a sweep, or one step down the columns."""
+
+# mypy: disable-error-code="no-untyped-def"
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .numerics import (
+    LARGEST,
+    LOG2E,
+    anchored_times_two_to,
+    finite_anchor,
+    half_step,
+    natural_log,
+    split_exponent,
+)
+
+
+@triton.jit
+def sweep_rows(c, scale_high, scale_low, exponent, mantissa, offset, damping, shift):
+    """Log-sum-exps of whole rows, and what the new plan's rows add to the columns, but for the mantissa of v."""
+    anchor = finite_anchor(tl.max(tl.fma(c, scale_high, exponent[None, :]), axis=1))
+    p = anchored_times_two_to(c, scale_high, scale_low, exponent[None, :] - anchor[:, None])
+    lse = natural_log(anchor, tl.sum(p * mantissa[None, :], axis=1))
+    log_u = half_step(offset, damping, lse) - shift
+    weight = tl.exp2((log_u * LOG2E + anchor.to(tl.float64)).to(c.dtype))
+    weight = tl.minimum(weight, LARGEST, propagate_nan=tl.PropagateNan.ALL)
+    return lse, tl.sum(p * weight[:, None], axis=0)
+
+
+@triton.jit
+def raise_columns(c, scale_high, scale_low, log_u, anchor, total):
+    """(anchor, total) of the columns' log-sum-exps after some more rows."""
+    exponent, mantissa = split_exponent(log_u, c.dtype)
+    raised = tl.maximum(anchor, tl.ceil(tl.max(tl.fma(c, scale_high, exponent[:, None]), axis=0)))
+    p = anchored_times_two_to(c, scale_high, scale_low, exponent[:, None] - raised[None, :])
+    return raised, total * tl.exp2(anchor - raised) + tl.sum(p * mantissa[:, None], axis=0)
