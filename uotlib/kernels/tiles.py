@@ -74,6 +74,13 @@ class TileTable:
     panel_float64: Tile = Tile(4, 512, warps=4, stages=1, per_sm=4)
     #: Merging the slabs' partial columns: rows are slabs, cols are columns.  Narrow, to give every SM some columns.
     merge: Tile = Tile(32, 32, warps=4, stages=1)
+    #: Streamed features: rows and columns of a tile of inner products; the depth is `feature_depth`'s.
+    feature_lse: Tile = Tile(64, 64, warps=4, stages=2)
+    feature_lse_float64: Tile = Tile(64, 32, warps=4, stages=2)
+    feature_weigh: Tile = Tile(64, 64, warps=8, stages=2, per_sm=1)
+    feature_weigh_float64: Tile = Tile(32, 32, warps=4, stages=2)
+    #: Most columns of a factor that one program multiplies a weighted plan by.
+    feature_width: int = 64
     #: Slabs are no longer than this, so that float32 column sums add at most this many terms before float64 does.
     slab_rows: int = 512
 
@@ -81,6 +88,14 @@ class TileTable:
         """The tile that holds a row of ``m`` entries on chip, or None if none does."""
         fitting = [tile for tile in (self.sweep_float64 if double else self.sweep) if tile.cols >= m]
         return min(fitting, key=lambda tile: tile.cols, default=None)
+
+
+def feature_depth(d: int) -> tuple[int, int]:
+    """(padded number of features, those in one product of tiles): one product up to 128, where little is padding."""
+    padded = max(16, -(-d // 32) * 32 if d > 16 else 16)
+    if padded <= 128 and padded & (padded - 1) == 0:
+        return padded, padded
+    return padded, 64 if padded % 64 == 0 else 32
 
 
 def slab_layout(batch: int, n: int, tile: Tile, multiprocessors: int, columns: int, longest: int) -> tuple[int, int]:
