@@ -14,6 +14,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from .base import near_one
+
 
 @dataclass(frozen=True)
 class Weighed:
@@ -89,6 +91,28 @@ class Features(ABC):
         return Weighed(found.row_sum * outer[:, :, 0],
                        None if found.cost_sum is None else found.cost_sum * outer[:, :, 0],
                        None if found.product is None else found.product * outer.to(found.product.dtype))
+
+    def times(self, log_x: Tensor, log_y: Tensor, reg: Tensor, vector: Tensor, items: Tensor | None) -> Tensor:
+        r""":math:`e^{x_i + y_j - C_{ij}/\varepsilon}` times a vector (A, m) of numbers of any size, (A, n), float64."""
+        largest = vector.abs().amax(1, keepdim=True)
+        largest = torch.where(largest > 0, largest, 1.0)
+        return self.weigh(log_x, log_y, reg, None, (vector / largest)[:, :, None], items).row_sum * largest
+
+    def schur(self, log_x: Tensor, log_y: Tensor, row_diagonal: Tensor, vector: Tensor, reg: Tensor,
+              items: Tensor | None) -> Tensor:
+        """What `Backend.schur` adds to its total, in a pass over the rows and one over the columns."""
+        through = self.times(log_x, log_y, reg, vector, items) / row_diagonal
+        return self.transposed().times(log_y, log_x, reg, through, items)
+
+    def eliminate(self, log_x: Tensor, log_y: Tensor, root_r: Tensor, root_c: Tensor, row_side: Tensor,
+                  row_ratio: Tensor, reg: Tensor, items: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The result of `Backend.eliminate`, and what it adds to its sums."""
+        diagonal = near_one(self.times(log_x, log_y, reg, root_c, items), root_r) * row_ratio[:, None]
+        columns = self.transposed()
+        sums = [columns.times(log_y, log_x, reg, root_r, items),
+                columns.times(log_y, log_x, reg, row_side / diagonal, items),
+                columns.times(2 * log_y, 2 * log_x, reg / 2, 1 / diagonal, items)]  # squares of the entries
+        return diagonal, torch.stack(sums, 1)
 
     def _offsets(self, reg: Tensor, items: Tensor | None) -> tuple[Tensor, Tensor]:
         """alpha / eps and beta / eps of these problems."""
