@@ -146,3 +146,119 @@ def test_weak_columns_are_exact():
                                  tol=0, method="sinkhorn")
     assert float(exact.col_mass[20:].max()) < 1e-45
     torch.testing.assert_close(streamed.g.double(), exact.g, rtol=1e-5, atol=1e-5)
+
+
+def weighed(plan: Tensor, factors: list[Tensor] | None) -> Tensor:
+    return plan if factors is None else plan * torch.bmm(factors[0], factors[1].mT)
+
+
+@pytest.mark.parametrize(("n", "m", "d", "rank", "width"), [
+    (5, 41, 3, 0, 0), (19, 33, 65, 1, 5), (20, 23, 130, 18, 33)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_weighed_plans(n, m, d, rank, width, dtype):
+    eps = 0.1
+    tensors, cost = prepared(SqEuclideanCost, 0.3 * draw(2, n, d), 0.3 * draw(2, m, d, seed=1), dtype)
+    reg = torch.tensor([eps, 2 * eps], dtype=torch.float64, device=DEVICE)
+    log_y = draw(2, m, seed=2)
+    log_y[0, 1] = -math.inf
+    log_x = draw(2, n, seed=3) - REFERENCE.row_lse(cost, log_y, reg)
+    factors = [draw(2, points, rank, seed=rank + points).to(dtype) for points in (n, m)] if rank else None
+    factor = draw(2, m, width, seed=5).to(dtype) if width else None
+    found = stream(tensors, "small", dtype).weigh(log_x, log_y, reg, *(factors or ()), factor=factor, cost=True)
+    weight = weighed(REFERENCE.panel(cost, log_x, log_y, reg), factors and [part.double() for part in factors])
+    bound = {"rtol": 0, "atol": tolerance(cost, dtype, eps) * float(weight.abs().sum(2).max())}
+    torch.testing.assert_close(found.row_sum, weight.sum(2), **bound)
+    torch.testing.assert_close(found.cost_sum, (weight * cost).sum(2), rtol=0,
+                               atol=bound["atol"] * float(cost.abs().max()))
+    assert (found.product is None) == (factor is None)
+    if factor is not None:
+        torch.testing.assert_close(found.product.double(), torch.bmm(weight, factor.double()), rtol=0,
+                                   atol=3 * bound["atol"])
+
+
+def test_every_output_is_written(monkeypatch):
+    """Memory handed out by torch is filled with NaN: what a kernel leaves unwritten would show."""
+    tensors, _ = prepared(DotCost, draw(2, 19, 5), draw(2, 43, 5, seed=1), torch.float32)
+    features = stream(tensors, "small")
+    new_empty, empty_like = Tensor.new_empty, torch.empty_like
+
+    def poisoned(tensor: Tensor) -> Tensor:
+        return tensor.fill_(math.nan) if tensor.is_floating_point() else tensor
+
+    monkeypatch.setattr(Tensor, "new_empty", lambda self, *a, **k: poisoned(new_empty(self, *a, **k)))
+    monkeypatch.setattr(torch, "empty_like", lambda *a, **k: poisoned(empty_like(*a, **k)))
+    log_u, log_v, reg = draw(2, 19, seed=2), draw(2, 43, seed=3), torch.ones(2, dtype=torch.float64, device=DEVICE)
+    found = features.weigh(log_u, log_v, reg, factor=draw(2, 43, 20), cost=True)
+    for result in (features.lse(log_v, reg), found.row_sum, found.cost_sum, found.product):
+        assert not torch.isnan(result).any()
+
+
+def inputs(batch: tuple[int, ...], dtype: torch.dtype) -> list[Tensor]:
+    """x, z, a, b, v, reg and tau of two problems, with zero masses; leaves of this type, but for the last two."""
+    parts = [0.5 * draw(*batch, 9, 3), 0.5 * draw(*batch, 12, 3, seed=1), draw(2, 9, seed=2).exp() / 9,
+             draw(2, 12, seed=3).exp() / 12, draw(2, 12, 4, seed=4)]
+    parts[2][0, 3] = parts[3][1, 5:7] = 0.0
+    scalars = [torch.tensor(pair, dtype=torch.float64, device=DEVICE) for pair in ((0.4, 0.6), (0.7, 0.9))]
+    return [part.to(dtype).requires_grad_() for part in parts] + [scalar.requires_grad_() for scalar in scalars]
+
+
+def every_output(kind: type, leaves: list[Tensor], dtype: torch.dtype, reg_type: str, **settings) -> list[Tensor]:
+    """Losses of the outputs that do not need the plan, and gradients of their sum to the leaves."""
+    x, z, a, b, v, reg, tau = leaves
+    cost = kind(x, z, materialize=dtype == torch.float64)
+    solution = unbalanced_sinkhorn(cost, a, b, reg=reg, reg_m=(tau, 1.0), reg_type=reg_type,
+                                   backend="reference" if dtype == torch.float64 else "triton", tol=1e-6, **settings)
+    f = torch.where(torch.isfinite(solution.f), solution.f, 0.0)
+    losses = [solution.value.sum(), solution.transport_cost.sum(), solution.apply(v).square().sum(), f.square().sum(),
+              solution.barycentric(v).square().sum(), solution.barycentric_t(v[:, :9]).cos().sum(),
+              solution.col_mass.square().sum()]
+    gradients = torch.autograd.grad(sum(losses), leaves)
+    return [torch.stack(losses).detach().double(), *(gradient.double() for gradient in gradients)]
+
+
+@pytest.mark.parametrize(("kind", "batch", "reg_type"), [
+    (CosineCost, (2,), "entropy"), (SqEuclideanCost, (2,), "kl"), (DotCost, (2,), "kl"), (SqEuclideanCost, (), "kl")])
+def test_outputs_and_gradients(kind, batch, reg_type, monkeypatch):
+    exact = every_output(kind, inputs(batch, torch.float64), torch.float64, reg_type)
+    monkeypatch.setattr(kind, "block", _refuse_rows(kind.block))
+    for actual, expected in zip(every_output(kind, inputs(batch, torch.float32), torch.float32, reg_type), exact,
+                                strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+
+
+def _refuse_rows(block):
+    """`Cost.block` that makes nothing but the sample that annealing takes its first eps from."""
+    def sampled(self, prepared, rows, dtype):
+        assert rows.stop is None, "a block of the cost was made"
+        return block(self, prepared, rows, dtype)
+
+    return sampled
+
+
+def test_hessian_of_the_value(monkeypatch):
+    def product(dtype: torch.dtype, backend: str) -> list[Tensor]:
+        x, z, a, *_ = inputs((2,), dtype)
+        cost = SqEuclideanCost(x, z, materialize=backend == "reference")
+        value = unbalanced_sinkhorn(cost, a, reg=0.5, reg_m=(0.5, 2.0), tol=1e-6, backend=backend).value.sum()
+        slopes = torch.autograd.grad(value, (x, z, a), create_graph=True)
+        inner = sum((slope * draw(*slope.shape, seed=9)).sum() for slope in slopes)
+        return torch.autograd.grad(inner, (x, z, a))
+
+    exact = product(torch.float64, "reference")
+    monkeypatch.setattr(SqEuclideanCost, "block", _refuse_rows(SqEuclideanCost.block))
+    for actual, expected in zip(product(torch.float32, "triton"), exact, strict=True):
+        torch.testing.assert_close(actual.double(), expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
+
+
+def test_unrolled_gradients(monkeypatch):
+    def gradients(dtype: torch.dtype, backend: str) -> tuple[Tensor, ...]:
+        x, z, a, *_ = inputs((2,), dtype)
+        cost = DotCost(x, z, materialize=backend == "reference")
+        solution = unbalanced_sinkhorn(cost, a, reg=0.5, reg_m=0.5, method="sinkhorn", grad="unrolled", max_iter=3,
+                                       tol=0, backend=backend)
+        return torch.autograd.grad(solution.g.square().sum() + solution.value.sum(), (x, z, a))
+
+    exact = gradients(torch.float64, "reference")
+    monkeypatch.setattr(DotCost, "block", _refuse_rows(DotCost.block))
+    for actual, expected in zip(gradients(torch.float32, "triton"), exact, strict=True):
+        torch.testing.assert_close(actual.double(), expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))

@@ -153,7 +153,7 @@ def feature_weigh_kernel(x, z, items, alpha, beta, log_x, log_y, reg, left, righ
             sums = tl.dot(w, tl.trans(f), sums, input_precision=FACTORS, out_dtype=dtype)
 
     place = part.to(tl.int64) * n + rows
-    once = alive & (width_block == 0)
+    once = rows < tl.where(width_block == 0, n, 0)
     tl.store(row_sum + place, total * mantissa_x, mask=once)
     if cost_sum is not None:
         tl.store(cost_sum + place, weighted * mantissa_x, mask=once)
