@@ -28,8 +28,8 @@ if DEVICE.type == "cuda":
 COSTS = [CosineCost, SqEuclideanCost, DotCost]
 #: Small tiles send small problems through every loop: several tiles, ranges of columns, and blocks of a factor.
 TILE = Tile(16, 16, warps=1, stages=1, per_sm=1)
-SMALL = TileTable(feature_lse=TILE, feature_lse_float64=TILE, feature_weigh=TILE, feature_weigh_float64=TILE,
-                  feature_width=16, merge=Tile(2, 16, 1))
+SMALL = TileTable(feature_lse=TILE, feature_lse_float64=TILE, feature_sums=TILE, feature_sums_float64=TILE,
+                  feature_weigh=TILE, feature_weigh_float64=TILE, feature_width=16, merge=Tile(2, 16, 1))
 TABLES = {"default": TileTable(), "small": SMALL}
 REFERENCE = ReferenceBackend()
 
@@ -46,7 +46,8 @@ def prepared(kind: type, x: Tensor, z: Tensor, dtype: torch.dtype) -> tuple[tupl
 
 
 def stream(tensors: tuple[Tensor, Tensor], table: str, dtype: torch.dtype = torch.float32) -> Features:
-    return TritonBackend(TABLES[table]).features(tensors, dtype, "float32")
+    precision = "float64" if tensors[0].dtype == torch.float64 else "float32"
+    return TritonBackend(TABLES[table]).features(tensors, dtype, precision)
 
 
 def tolerance(cost: Tensor, dtype: torch.dtype, eps: float, points: int = 70) -> float:

@@ -148,6 +148,10 @@ class Backend(ABC):
                 weight *= torch.bmm(left, right.mT)
         return weight
 
+    def product_precisions(self, device: torch.device) -> tuple[str, ...]:
+        """What `features` can multiply float32 features in, cheapest first, as `uotlib.precision` names it."""
+        return ()
+
     def features(self, prepared: tuple[Tensor, ...], dtype: torch.dtype, precision: str) -> Features | None:
         """Costs of features, `InnerProductCost.prepare`, to be read without being made; None where that is not done."""
         return None

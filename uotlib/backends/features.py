@@ -41,7 +41,7 @@ class Features(ABC):
         z: (B', m, d), contiguous; a factor of the inner products is in it.
         alpha, beta: (B', n) and (B', m), float64.
         dtype: The solver's type, in which everything but the inner products is computed.
-        precision: Of products of float32 features, `uotlib.precision`.
+        precision: Of the inner products, `uotlib.precision`.
     """
 
     x: Tensor
@@ -52,16 +52,17 @@ class Features(ABC):
     precision: str
 
     @classmethod
-    def of(cls, prepared: tuple[Tensor, ...], depth: int, *own: Any) -> Self:
+    def of(cls, prepared: tuple[Tensor, ...], depth: int, dtype: torch.dtype, precision: str, *own: Any) -> Self:
         r"""From :math:`(x_i, \alpha_i, 1)` and :math:`(z_j, 1, \beta_j)`, padded by zeros to ``depth`` features.
 
         Args:
-            own: The fields from ``dtype`` on.
+            own: Fields of a backend.
         """
         left, right = prepared
         d = left.shape[2] - 2
-        x, z = (torch.nn.functional.pad(part[..., :d], (0, depth - d)).contiguous() for part in (left, right))
-        return cls(x, z, left[..., d].double(), right[..., d + 1].double(), *own)
+        kind = torch.float64 if precision == "float64" else torch.float32
+        x, z = (torch.nn.functional.pad(part[..., :d].to(kind), (0, depth - d)).contiguous() for part in (left, right))
+        return cls(x, z, left[..., d].double(), right[..., d + 1].double(), dtype, precision, *own)
 
     def transposed(self) -> Self:
         """The costs with rows and columns in each other's place."""

@@ -91,6 +91,11 @@ class TritonBackend(Backend):
                      *_strides(cost), n, m, row_blocks, col_blocks)
         return out
 
+    def product_precisions(self, device: torch.device) -> tuple[str, ...]:
+        if torch.version.hip is not None:  # compilers for AMD refuse tf32 on most devices, and tf32x3 on all
+            return "bf16x3", "bf16x6", "float32"
+        return "tf32", "bf16x3", "bf16x6", "tf32x3", "float32"
+
     def features(self, prepared: tuple[Tensor, ...], dtype: torch.dtype, precision: str) -> Features:
         depth, _ = feature_depth(prepared[0].shape[2] - 2)
         return TritonFeatures.of(prepared, depth, dtype, precision, self.table)

@@ -49,7 +49,8 @@ class TritonFeatures(Features):
                items: Tensor | None, factor: Tensor | None, cost: bool) -> Weighed:
         width = 1 if factor is None else factor.shape[2]
         tile_width = min(self.table.feature_width, max(16, 1 << (width - 1).bit_length()))
-        launch = _Launch(self, "feature_weigh", len(log_y), ceil_div(width, tile_width))
+        plain = left is None and factor is None
+        launch = _Launch(self, "feature_sums" if plain else "feature_weigh", len(log_y), ceil_div(width, tile_width))
         row_sum = log_x.new_empty((launch.count, launch.splits, launch.n))
         cost_sum = torch.empty_like(row_sum) if cost else None
         product, pitch, rank = None, 0, RANK
@@ -85,9 +86,10 @@ class _Launch:
         tiles = ceil_div(self.m, self.tile.cols)
         split_tiles = ceil_div(tiles, min(tiles, max(1, room // max(1, count * self.blocks * width_blocks))))
         self.splits, self.split_cols = ceil_div(tiles, split_tiles), split_tiles * self.tile.cols
-        name = features.precision if features.x.dtype == torch.float32 else "float64"
         # The interpreter multiplies in the type of the operands, and knows no other name for that in every version.
-        self.precisions = ("ieee", "ieee") if interpreted() else PRECISIONS[name]
+        self.precisions = ("ieee", "ieee") if interpreted() else PRECISIONS[features.precision]
+        # Without tensor cores operands are in registers, which copies ahead of their use would take.
+        self.stages = 1 if features.precision == "float32" else self.tile.stages
 
     def run(self, name: str, items: Tensor | None, *arguments: Tensor | None, extra: tuple[int, ...] = (),
             **constants: Any) -> None:
@@ -102,7 +104,7 @@ class _Launch:
         with on(x.device):
             kernel(name)[(self.count * self.splits * self.width_blocks * self.blocks,)](
                 x, z, items, *given, *sizes, ROWS=tile.rows, COLS=tile.cols, DEPTH=chunk, SINGLE=chunk == depth,
-                STAGES=tile.stages, PRECISION=self.precisions[0], DOUBLE=self.features.dtype == torch.float64,
+                STAGES=self.stages, PRECISION=self.precisions[0], DOUBLE=self.features.dtype == torch.float64,
                 **constants, **launch_options(tile))
 
 

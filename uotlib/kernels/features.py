@@ -37,7 +37,10 @@ def inner_products(x, z, alive, inside, depth, ROWS: tl.constexpr, COLS: tl.cons
         for start in tl.range(0, depth, DEPTH, num_stages=STAGES):
             x_k = tl.load(x + start, mask=alive[:, None], other=0.0)
             z_k = tl.load(z + start, mask=inside[:, None], other=0.0)
-            s = tl.dot(x_k, tl.trans(z_k), s, input_precision=PRECISION, out_dtype=s.dtype)
+            part = tl.dot(x_k, tl.trans(z_k), input_precision=PRECISION, out_dtype=s.dtype)
+            # Tensor cores round sums towards zero, step by step: chunks are added by themselves.  A plain sum would be
+            # folded into the product's accumulator.
+            s = tl.fma(part, 1.0, s)
     return s
 
 

@@ -74,13 +74,17 @@ class TileTable:
     panel_float64: Tile = Tile(4, 512, warps=4, stages=1, per_sm=4)
     #: Merging the slabs' partial columns: rows are slabs, cols are columns.  Narrow, to give every SM some columns.
     merge: Tile = Tile(32, 32, warps=4, stages=1)
-    #: Streamed features: rows and columns of a tile of inner products; the depth is `feature_depth`'s.
-    feature_lse: Tile = Tile(64, 64, warps=4, stages=2)
-    feature_lse_float64: Tile = Tile(64, 32, warps=4, stages=2)
-    feature_weigh: Tile = Tile(64, 64, warps=8, stages=2, per_sm=1)
-    feature_weigh_float64: Tile = Tile(32, 32, warps=4, stages=2)
+    #: Streamed features, log-sum-exps and sums with a vector: 256 threads with half the registers of a multiprocessor
+    #: each.  A square tile of 128 would read half as much from L2, and spills.
+    feature_lse: Tile = Tile(128, 64, warps=8, per_sm=1)
+    feature_lse_float64: Tile = Tile(64, 32, warps=8, stages=2, per_sm=1)
+    feature_sums: Tile = Tile(128, 64, warps=8, per_sm=1)
+    feature_sums_float64: Tile = Tile(64, 32, warps=8, stages=2, per_sm=1)
+    #: The same with factors of a weight or a product, which have accumulators and operands of their own.
+    feature_weigh: Tile = Tile(64, 32, warps=8, stages=2, per_sm=1)
+    feature_weigh_float64: Tile = Tile(64, 16, warps=8, stages=2, per_sm=1)
     #: Most columns of a factor that one program multiplies a weighted plan by.
-    feature_width: int = 64
+    feature_width: int = 32
     #: Slabs are no longer than this, so that float32 column sums add at most this many terms before float64 does.
     slab_rows: int = 512
 
@@ -91,11 +95,12 @@ class TileTable:
 
 
 def feature_depth(d: int) -> tuple[int, int]:
-    """(padded number of features, those in one product of tiles): one product up to 128, where little is padding."""
-    padded = max(16, -(-d // 32) * 32 if d > 16 else 16)
-    if padded <= 128 and padded & (padded - 1) == 0:
-        return padded, padded
-    return padded, 64 if padded % 64 == 0 else 32
+    """(padded number of features, those in one product of tiles).
+
+    Products of 32: longer ones spill, and add up more of the rounding of tensor cores (`uotlib.precision`).
+    """
+    chunk = 16 if d <= 16 else 32
+    return max(chunk, -(-d // chunk) * chunk), chunk
 
 
 def slab_layout(batch: int, n: int, tile: Tile, multiprocessors: int, columns: int, longest: int) -> tuple[int, int]:
