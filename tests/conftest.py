@@ -16,7 +16,7 @@ settings.load_profile("uotlib")
 
 # Without a GPU the Triton kernels are tested under the interpreter, by test_triton_interpreter.py.
 collect_ignore = [] if torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1" else [
-    "test_triton.py", "test_triton_small.py"]
+    "test_triton.py", "test_triton_features.py", "test_triton_small.py"]
 
 # The problems are small: a second thread would only wait, and beside other test processes it waits long.
 torch.set_num_threads(1)

@@ -119,8 +119,13 @@ WRONG_VALUES = {
     "features inf": (lambda: {"cost": CosineCost(filled((3, 2), INF), torch.ones(4, 2))}, "cost.x must be finite"),
     "features NaN": (lambda: {"cost": CosineCost(torch.ones(3, 2), filled((4, 2), NAN))},
                      "cost.z must not contain NaN"),
-    "precision": (lambda: {"cost": CosineCost(torch.ones(3, 2), torch.ones(4, 2), precision="tf32")},
-                  "CosineCost: precision must be None, 'float32' or 'float64', got 'tf32'"),
+    "precision": (lambda: {"cost": CosineCost(torch.ones(3, 2), torch.ones(4, 2), precision="half")},
+                  "CosineCost: precision must be None, 'tf32', 'bf16x3', 'tf32x3', 'bf16x6', 'float32', 'float64', got "
+                  "'half'"),
+    "precision of a product that is not streamed": (
+        lambda: {"cost": CosineCost(torch.ones(3, 2), torch.ones(4, 2), precision="tf32")},
+        "CosineCost: precision='tf32' is of float32 features that a backend streams; here it must be None, 'float32' "
+        "or 'float64'"),
 }
 
 

@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("triton", reason="needs triton: pip install triton")
 
 
-@pytest.mark.parametrize("file", ["test_triton.py", "test_triton_small.py"])
+@pytest.mark.parametrize("file", ["test_triton.py", "test_triton_features.py", "test_triton_small.py"])
 def test_kernels_under_the_interpreter(file):
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist",

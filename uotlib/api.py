@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -114,6 +115,8 @@ def unbalanced_sinkhorn(cost: Tensor | Cost, a: Tensor | None = None, b: Tensor 
     prepared = problem.cost.prepare(problem.dtype, problem.smallest_reg)
     constant = tuple([tensor.detach() if tensor.requires_grad or problem.hidden else tensor for tensor in prepared])
     matrix = None if problem.cost.dense else whole_matrix(problem.cost, constant, how)
+    offered = chosen.product_precisions(problem.device) if matrix is None else ()
+    how = replace(how, precision=problem.cost.product_precision(constant, problem.smallest_reg, offered))
     if problem.hidden or (start is not None and values_hidden(*start)):
         if options.progress is not False:
             raise ValueError("SolverOptions.progress must be False under torch.compile and torch.func")

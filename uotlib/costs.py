@@ -18,6 +18,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from .precision import ACCEPTED, NAMES, cheapest
 from .process import SharedSetting
 from .tracing import values_hidden
 
@@ -78,6 +79,10 @@ class Cost(ABC):
         As the methods below, it may use nothing else of the instance: a parameter of the cost is one more prepared
         tensor.
         """
+
+    def product_precision(self, prepared: tuple[Tensor, ...], reg: float, offered: tuple[str, ...]) -> str:
+        """Precision of the products of ``prepared`` features by a backend that streams them (`InnerProductCost`)."""
+        return "float32"
 
     def pull_back(self, prepared: tuple[Tensor, ...], rows: slice, dtype: torch.dtype, grad: Tensor,
                   into: Tensors) -> None:
@@ -159,13 +164,17 @@ class InnerProductCost(Cost):
         precision: Arithmetic of the inner products, "float32" or "float64"; None takes float32 while its error stays
             below 0.01 eps, for which (but for cosines) it looks at the features' norms and so waits for a GPU; where
             eps or norms are not looked at (eps in a tensor on a GPU, torch.compile, vmap), None means float64.
-            The cost itself has the solver's type either way.
+            The cost itself has the solver's type either way.  Float32 features that the triton backend streams are
+            multiplied on tensor cores, and there it may be "tf32", "bf16x3", "tf32x3" or "bf16x6" too
+            (`uotlib.precision`); None is the cheapest of these whose error stays below 0.01 eps.
     """
 
     bilinear = True
     scale: ClassVar[float] = 1.0
     #: Largest |alpha| + |beta| + k|x'||z'| where that is known without looking.
     largest: ClassVar[float | None] = None
+    #: Largest k|x'||z'| where that is known without looking.
+    largest_product: ClassVar[float | None] = None
 
     def __init__(self, x: Tensor, z: Tensor, *, materialize: bool | None = None, precision: str | None = None) -> None:
         name = type(self).__name__
@@ -183,8 +192,8 @@ class InnerProductCost(Cost):
                              "do not broadcast") from error
         if materialize is not None and not isinstance(materialize, bool):
             raise TypeError(f"{name}: materialize must be None, True or False, got {materialize!r}")
-        if precision not in (None, "float32", "float64"):
-            raise ValueError(f"{name}: precision must be None, 'float32' or 'float64', got {precision!r}")
+        if precision is not None and precision not in NAMES:
+            raise ValueError(f"{name}: precision must be None, {', '.join(map(repr, NAMES))}, got {precision!r}")
         self.x, self.z, self.materialize, self.precision = x, z, materialize, precision
 
     def between(self, x: Tensor, z: Tensor) -> InnerProductCost:
@@ -249,12 +258,36 @@ class InnerProductCost(Cost):
 
     def _float32_will_do(self, x: Tensor, z: Tensor, reg: float) -> bool:
         if self.precision is not None:
-            return self.precision == "float32"
+            return self.precision != "float64"
         if x.dtype == torch.float64 or not x.numel() or not z.numel():
             return True
         if self.largest is None and values_hidden(x, z):
             return False
-        return 2 * (self.largest or self._largest(x.detach(), z.detach())) * 2.0**-24 <= 0.01 * reg
+        return 2 * (self.largest or self._largest(x.detach(), z.detach())) * 2.0**-24 <= ACCEPTED * reg
+
+    def product_precision(self, prepared: tuple[Tensor, ...], reg: float, offered: tuple[str, ...]) -> str:
+        """Precision in which a backend is to multiply the prepared features that it streams.
+
+        Args:
+            reg: The smallest eps.
+            offered: What the backend has for float32 features, cheapest first; nothing where torch multiplies them.
+
+        Raises:
+            ValueError: if ``precision`` names something else.
+        """
+        x, z = (part.detach()[..., :-2] for part in prepared)
+        allowed = (*offered, "float64") if offered and x.dtype == torch.float32 else ("float32", "float64")
+        if self.precision is not None and self.precision not in allowed:
+            raise ValueError(f"{type(self).__name__}: precision={self.precision!r} is of float32 features that a "
+                             f"backend streams; here it must be None, {' or '.join(map(repr, allowed))}")
+        if x.dtype == torch.float64:
+            return "float64"
+        if self.precision is not None or not offered:
+            return self.precision or "float32"
+        largest = self.largest if self.largest_product is None else self.largest_product
+        if largest is None:
+            largest = float(x.norm(dim=-1).max() * z.norm(dim=-1).max()) if x.numel() and z.numel() else 0.0
+        return cheapest(offered, largest, reg)
 
     def _largest(self, x: Tensor, z: Tensor) -> float:
         alpha, beta, x, z = self.factors(x, z)
@@ -273,6 +306,7 @@ class CosineCost(InnerProductCost):
     """
 
     largest = 2.0
+    largest_product = 1.0
 
     def factors(self, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         return x.new_ones(x.shape[:2]), z.new_zeros(z.shape[:2]), unit_vectors(x), unit_vectors(z)

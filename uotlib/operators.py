@@ -13,10 +13,14 @@ import torch
 from torch import Tensor
 
 from .backends.base import LOST_TERMS, WEAK_COLUMN, Backend, log_scaling
+from .backends.features import Features
 from .costs import Cost
+from .tracing import lazy
 
 #: Rows of the cost that its spread is taken from.
 SAMPLED_ROWS = 32
+#: Columns that the spread of streamed features is taken from.
+SAMPLED_COLUMNS = 1024
 #: Memory of a block of the plan with all that is made of it, on a CPU: what its cache holds.
 PANEL_BYTES = 1 << 22
 
@@ -55,13 +59,22 @@ class GibbsKernel:
         dtype: Of the cost as solved.
         backend: Runs the blocks.
         block_bytes: Memory that a block may take, temporaries included.
+        precision: Of products of float32 features that the backend streams.
     """
 
     def __init__(self, cost: Cost, prepared: tuple[Tensor, ...], matrix: Tensor | None, cost_items: Tensor | None,
-                 size: tuple[int, int, int], dtype: torch.dtype, backend: Backend, block_bytes: int) -> None:
+                 size: tuple[int, int, int], dtype: torch.dtype, backend: Backend, block_bytes: int,
+                 precision: str = "float32") -> None:
         self.cost, self.prepared, self.matrix, self.cost_items = cost, prepared, matrix, cost_items
         self.batch, self.n, self.m = size
-        self.dtype, self.backend, self.block_bytes = dtype, backend, block_bytes
+        self.dtype, self.backend, self.block_bytes, self.precision = dtype, backend, block_bytes, precision
+
+    @lazy
+    def features(self) -> Features | None:
+        """The cost as features that the backend streams, no block of which is ever made; None for any other."""
+        if self.matrix is not None or not self.cost.bilinear:
+            return None
+        return self.backend.features(self.prepared, self.dtype, self.precision)
 
     @property
     def panel_limit(self) -> int | None:
@@ -94,6 +107,8 @@ class GibbsKernel:
 
     def reachable(self, rows: Tensor, cols: Tensor) -> tuple[Tensor, Tensor]:
         """Which rows have an allowed pair with one of the columns ``cols`` (B, m), and columns with one of ``rows``."""
+        if self.features is not None:  # every pair is allowed
+            return cols.any(1, keepdim=True).expand_as(rows), rows.any(1, keepdim=True).expand_as(cols)
         row_reach, col_reach = torch.zeros_like(rows), torch.zeros_like(cols)
         for span, block, entries in self.blocks(bytes_per_entry=8):
             allowed = torch.isfinite(block if entries is None else block.index_select(0, entries))
@@ -102,9 +117,15 @@ class GibbsKernel:
         return row_reach, col_reach
 
     def spread(self) -> Tensor:
-        """Half the difference of the largest and smallest finite cost over a sample of rows, (B,), float64."""
+        """Half the difference of the largest and smallest finite cost over a sample of rows, (B,), float64.
+
+        Of streamed features, over a sample of columns too.
+        """
         rows = slice(None, None, max(1, self.n // SAMPLED_ROWS))
-        block = self._block(self.prepared, rows)
+        prepared = self.prepared
+        if self.features is not None:
+            prepared = prepared[0], prepared[1][:, :: max(1, self.m // SAMPLED_COLUMNS)]
+        block = self._block(prepared, rows)
         finite = torch.isfinite(block)
         high = torch.where(finite, block, -torch.inf).amax((1, 2))
         low = torch.where(finite, block, torch.inf).amin((1, 2))
@@ -124,6 +145,11 @@ class GibbsKernel:
 
         Columns whose sum may have underflowed are redone with a running maximum; their cost is read again.
         """
+        if self.features is not None:  # two passes, both exact
+            entries = self.items_of(items)
+            row_lse = self.features.lse(log_v, reg, entries)
+            log_u = log_scaling(offset, damping, row_lse)
+            return Sweep(row_lse, self.features.transposed().lse(log_u, reg, entries), log_u)
         col_mass = torch.zeros_like(log_v)
         row_lse = torch.empty_like(offset)
         for rows, block, entries in self.blocks(items):
@@ -140,6 +166,8 @@ class GibbsKernel:
 
     def col_lse(self, log_u: Tensor, reg: Tensor, mask: Tensor, items: Tensor | None = None) -> Tensor:
         r""":math:`\log\sum_i e^{\log u_i - C_{ij}/\varepsilon}` where mask holds, -inf elsewhere, (A, m)."""
+        if self.features is not None:
+            return self.features.transposed().lse(log_u, reg, self.items_of(items)).masked_fill_(~mask, -torch.inf)
         total = torch.full_like(mask, -torch.inf, dtype=torch.float64)
         for rows, block, entries in self.blocks(items):
             total = torch.logaddexp(total, self.backend.col_lse_masked(block, log_u[:, rows], reg, mask, entries))

@@ -28,6 +28,7 @@ class Settings:
         dtype: The solver's type.
         backend: Name of a backend.
         block_bytes, adjoint_tol, adjoint_max_iter: As in `SolverOptions`.
+        precision: Of products of float32 features, where the backend streams them.
     """
 
     cost: str
@@ -37,17 +38,18 @@ class Settings:
     block_bytes: int
     adjoint_tol: float
     adjoint_max_iter: int
+    precision: str = "float32"
 
     def encode(self) -> str:
         kind = "float64" if self.dtype == torch.float64 else "float32"
         return (f"{self.cost}|{self.reg_type}|{kind}|{self.backend}|{self.block_bytes}|{self.adjoint_tol}|"
-                f"{self.adjoint_max_iter}")
+                f"{self.adjoint_max_iter}|{self.precision}")
 
     @staticmethod
     def decode(text: str) -> Settings:
-        cost, reg_type, kind, backend, block_bytes, adjoint_tol, adjoint_max_iter = text.split("|")
+        cost, reg_type, kind, backend, block_bytes, adjoint_tol, adjoint_max_iter, precision = text.split("|")
         return Settings(cost, reg_type, getattr(torch, kind), backend, int(block_bytes), float(adjoint_tol),
-                        int(adjoint_max_iter))
+                        int(adjoint_max_iter), precision)
 
 
 def flat_problem(settings: Settings, a: Tensor, b: Tensor, reg: Tensor, tau_a: Tensor, tau_b: Tensor,
@@ -66,7 +68,7 @@ def kernel_of(problem: Problem, prepared: tuple[Tensor, ...], matrix: Tensor | N
     size = problem.batch, problem.rows.mass.shape[1], problem.cols.mass.shape[1]
     cost = problem.cost
     return GibbsKernel(cost, prepared, prepared[0] if cost.dense else matrix, problem.cost_items, size, how.dtype,
-                       BACKENDS[how.backend], how.block_bytes)
+                       BACKENDS[how.backend], how.block_bytes, how.precision)
 
 
 @dataclass(frozen=True)

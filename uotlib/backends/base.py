@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from ..options import SolverOptions
     from ..outcome import Outcome
     from ..problem import Problem
+    from .features import Features
 
 #: Column sums of a sweep below this (in units of exp(shift)) may have lost terms to underflow.
 WEAK_COLUMN = 1e-25
@@ -146,6 +147,14 @@ class Backend(ABC):
             with full_precision_matmul(cost.device):
                 weight *= torch.bmm(left, right.mT)
         return weight
+
+    def product_precisions(self, device: torch.device) -> tuple[str, ...]:
+        """What `features` can multiply float32 features in, cheapest first, as `uotlib.precision` names it."""
+        return ()
+
+    def features(self, prepared: tuple[Tensor, ...], dtype: torch.dtype, precision: str) -> Features | None:
+        """Costs of features, `InnerProductCost.prepare`, to be read without being made; None where that is not done."""
+        return None
 
     def solve(self, problem: Problem, cost: Tensor, method: str, max_iter: int, tol: float | None,
               init: tuple[Tensor, Tensor] | None, options: SolverOptions) -> Outcome | None:

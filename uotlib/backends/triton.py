@@ -1,43 +1,32 @@
-"""Launches of the Triton kernels.  Triton is imported at the first call, so uotlib imports without it."""
+"""Launches of the Triton kernels."""
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import importlib
-import os
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ..kernels import tuned
-from ..kernels.tiles import Tile, TileTable, slab_layout
+from ..kernels.tiles import Tile, TileTable, feature_depth, slab_layout
 from . import triton_small
 from .base import Backend, log_scaling
+from .features import Features
+from .triton_features import TritonFeatures
+from .triton_launch import ceil_div as _ceil_div
+from .triton_launch import interpreted as _interpreted
+from .triton_launch import kernel as _kernel
+from .triton_launch import kernel_modules as _kernels
+from .triton_launch import launch_options
+from .triton_launch import multiprocessors as _multiprocessors
+from .triton_launch import on as _on
 
 if TYPE_CHECKING:
     from ..options import SolverOptions
     from ..outcome import Outcome
     from ..problem import Problem
-
-
-@functools.cache
-def _kernels() -> tuple[ModuleType | None, str]:
-    """The kernel modules, or why they cannot be had."""
-    try:
-        importlib.import_module("triton")
-    except Exception as error:  # a broken install fails with OSError or worse, and the user needs its text
-        return None, f"triton cannot be imported ({type(error).__name__}: {error})"
-    return importlib.import_module("uotlib.kernels.launchable"), ""
-
-
-@functools.cache
-def _multiprocessors(device: torch.device) -> int:
-    if device.type != "cuda":
-        return 4  # the interpreter: enough for several slabs an item
-    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 @functools.cache
@@ -49,18 +38,6 @@ def tile_table() -> tuple[TileTable, str]:
     if module is None:
         return TileTable(), f"default ({reason})"
     return tuned.table_for(torch.cuda.get_device_name(), importlib.import_module("triton").__version__)
-
-
-def launch_options(tile: Tile) -> dict[str, Any]:
-    """Options of every launch.  Floating-point fusion is said because its default differs between Triton versions."""
-    options: dict[str, Any] = {"num_warps": tile.warps, "enable_fp_fusion": True}
-    if torch.version.hip is None:  # AMD's compiler has no such option
-        options["maxnreg"] = tile.registers
-    return options
-
-
-def _interpreted() -> bool:
-    return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 class TritonBackend(Backend):
@@ -151,6 +128,15 @@ class TritonBackend(Backend):
                 **solve.constants, **launch_options(tile))
         return solve.outcome
 
+    def product_precisions(self, device: torch.device) -> tuple[str, ...]:
+        if torch.version.hip is not None:  # compilers for AMD refuse tf32 on most devices, and tf32x3 on all
+            return "bf16x3", "bf16x6", "float32"
+        return "tf32", "bf16x3", "bf16x6", "tf32x3", "float32"
+
+    def features(self, prepared: tuple[Tensor, ...], dtype: torch.dtype, precision: str) -> Features:
+        depth, _ = feature_depth(prepared[0].shape[2] - 2)
+        return TritonFeatures.of(prepared, depth, dtype, precision, self.table)
+
     def _sweep_wide(self, cost: Tensor, log_v: Tensor, offset: Tensor, damping: Tensor, reg: Tensor, shift: Tensor,
                     col_mass: Tensor, items: Tensor | None) -> Tensor:
         """The sweep in two reads of the cost, for rows too wide to be kept on chip."""
@@ -214,17 +200,6 @@ class TritonBackend(Backend):
         return slab_layout(count, n, tile, _multiprocessors(cost.device), columns, self.table.slab_rows)
 
 
-def _kernel(name: str) -> Any:
-    module, reason = _kernels()
-    if module is None:
-        raise RuntimeError(reason)
-    return getattr(module, name)
-
-
-def _on(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
-
-
 def _sizes(cost: Tensor, items: Tensor | None) -> tuple[int, int, int]:
     batch, n, m = cost.shape
     return (batch if items is None else items.shape[0]), n, m
@@ -232,10 +207,6 @@ def _sizes(cost: Tensor, items: Tensor | None) -> tuple[int, int, int]:
 
 def _strides(cost: Tensor) -> tuple[int, int]:
     return cost.stride(0), cost.stride(1)
-
-
-def _ceil_div(a: int, b: int) -> int:
-    return -(-a // b)
 
 
 def _narrowed(tile: Tile, m: int) -> Tile:

@@ -81,11 +81,15 @@ class Scaled:
         root_r, root_c = self.root_r / largest, self.root_c / largest
         if kernel.matrix is not None:
             self.empty = kernel.backend.adjoint_blocks(kernel.matrix, kernel.cost_items)
-        sums = root_c.new_zeros(len(root_c), 3, root_c.shape[1])
-        for span, block, entries in self.blocks():
-            self.row_diagonal[:, span] = kernel.backend.eliminate(
-                block, self.log_x[:, span], self.log_y, root_r[:, span], root_c, row_side[:, span], row_ratio,
-                problem.reg, sums, entries, self.empty)
+        if kernel.features is not None:
+            self.row_diagonal, sums = kernel.features.eliminate(
+                self.log_x, self.log_y, root_r, root_c, row_side, row_ratio, problem.reg, kernel.cost_items)
+        else:
+            sums = root_c.new_zeros(len(root_c), 3, root_c.shape[1])
+            for span, block, entries in self.blocks():
+                self.row_diagonal[:, span] = kernel.backend.eliminate(
+                    block, self.log_x[:, span], self.log_y, root_r[:, span], root_c, row_side[:, span], row_ratio,
+                    problem.reg, sums, entries, self.empty)
         self.col_diagonal = near_one(sums[:, 0], root_c) * col_ratio
         least = (self.col_diagonal - 1 / row_ratio[:, None]).clamp_min(LEAST_DIAGONAL)
         self.preconditioner = torch.maximum(self.col_diagonal - sums[:, 2], least)
@@ -194,7 +198,10 @@ def _schur_product(system: Scaled, vector: Tensor, items: Tensor | None) -> Tens
     """(column diagonal - N' N / row diagonal) times a vector (A, m), reading the cost once."""
     parts = system.log_x, system.log_y, system.row_diagonal, system.col_diagonal, system.solved.problem.reg
     log_x, log_y, rows, cols, reg = parts if items is None else tuple(part[items] for part in parts)
-    backend = system.solved.kernel.backend
+    backend, features = system.solved.kernel.backend, system.solved.kernel.features
+    if features is not None:
+        entries = system.solved.kernel.items_of(items)
+        return cols * vector - features.schur(log_x, log_y, rows, vector, reg, entries)
     largest = vector.abs().amax(1, keepdim=True)
     operand = vector / torch.where(largest > 0, largest, 1.0)  # so that the type of the cost can hold it
     total = torch.zeros_like(operand)

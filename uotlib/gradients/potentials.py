@@ -87,7 +87,7 @@ def _add_plan_part(found: Multipliers, total: _Total) -> tuple[Tensor, Tensor]:
     """
     system, u = found.system, found.u
     solved = system.solved
-    pair, problem = solved.pair, solved.problem
+    pair, problem, features, items = solved.pair, solved.problem, solved.kernel.features, solved.kernel.cost_items
     reg = problem.reg[:, None]
     # l needs N u, and N' l is what the gradient to b needs.
     nu = system_product(system, u, side=0)
@@ -117,21 +117,32 @@ def _add_plan_part(found: Multipliers, total: _Total) -> tuple[Tensor, Tensor]:
     if total.needs["a"] and bool(massless_rows.any()):
         log_x = torch.where(massless_rows, pair.f / reg, -torch.inf)
         at_zero = torch.zeros_like(l)
-        for span, _, plan in solved.blocks(log_x, pair.log_v):
-            at_zero[:, span] = times(plan, _unscaled(u, system.root_c))
+        if features is not None:
+            at_zero = features.times(log_x, pair.log_v, problem.reg, _unscaled(u, system.root_c), items)
+        else:
+            for span, _, plan in solved.blocks(log_x, pair.log_v):
+                at_zero[:, span] = times(plan, _unscaled(u, system.root_c))
         total.add("a", -at_zero)
     if total.needs["b"] and bool(massless_cols.any()):
         log_y = torch.where(massless_cols, pair.g / reg, -torch.inf)
         at_zero = torch.zeros_like(u)
-        for span, _, plan in solved.blocks(pair.log_u, log_y):
-            at_zero += times(plan.mT, _unscaled(l, system.root_r)[:, span])
+        if features is not None:
+            at_zero = features.transposed().times(log_y, pair.log_u, problem.reg, _unscaled(l, system.root_r), items)
+        else:
+            for span, _, plan in solved.blocks(pair.log_u, log_y):
+                at_zero += times(plan.mT, _unscaled(l, system.root_r)[:, span])
         total.add("b", -at_zero)
     return l, u
 
 
 def system_product(system: Scaled, vector: Tensor, side: int) -> Tensor:
     """N times a vector (B, m) for ``side`` 0, N' times one (B, n) for 1."""
-    solved = system.solved
+    solved, features = system.solved, system.solved.kernel.features
+    if features is not None:
+        reg, items = solved.problem.reg, solved.kernel.cost_items
+        if side:
+            return features.transposed().times(system.log_y, system.log_x, reg, vector, items)
+        return features.times(system.log_x, system.log_y, reg, vector, items)
     rows, cols = torch.zeros_like(solved.pair.f), torch.zeros_like(solved.pair.g)
     ones = torch.ones_like(cols if side else rows)[:, :, None]
     factors = (vector[:, :, None], ones.new_ones(cols.shape)[:, :, None]) if side else (ones, vector[:, :, None])

@@ -6,11 +6,13 @@ Each streams over blocks of the plan, forward and backward, and keeps vectors on
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from .solved import LowRank, Solved, normalising, plan_gradients
+from . import streamed
+from .solved import COST, LowRank, Solved, normalising, plan_gradients
 
 
 def product(solved: Solved, v: Tensor, side: int, normalised: bool) -> tuple[Tensor, Tensor]:
@@ -91,13 +93,19 @@ def dense_plan_gradients(solved: Solved, grad: Tensor, needs: Sequence[bool]) ->
 
 def transport_cost(solved: Solved) -> Tensor:
     """<C, T>, (B,), summed in float64; an empty entry of the plan costs nothing, be it forbidden."""
+    pair, features = solved.pair, solved.kernel.features
+    if features is not None:
+        return streamed.transport_cost(solved, features)
     total = torch.zeros_like(solved.problem.reg)
-    for _, cost, plan in solved.blocks(solved.pair.log_u, solved.pair.log_v):
+    for _, cost, plan in solved.blocks(pair.log_u, pair.log_v):
         total += torch.where(plan > 0, plan * cost, 0.0).sum(2).double().sum(1)
     return total
 
 
 def transport_cost_gradients(solved: Solved, grad: Tensor, needs: Sequence[bool]) -> list[Tensor | None]:
+    if solved.kernel.features is not None:
+        return _transport_cost_gradients_by_rank(solved, grad, needs)
+
     def weigh(span: slice, cost: Tensor, plan: Tensor) -> tuple[Tensor, Tensor]:
         direct = plan * grad[:, None, None].to(plan.dtype)
         return torch.where(direct != 0, direct * cost, 0.0), direct
@@ -105,9 +113,25 @@ def transport_cost_gradients(solved: Solved, grad: Tensor, needs: Sequence[bool]
     return plan_gradients(solved, solved.pair.log_u, solved.pair.log_v, weigh, needs)
 
 
+def _transport_cost_gradients_by_rank(solved: Solved, grad: Tensor, needs: Sequence[bool]) -> list[Tensor | None]:
+    """The same where the cost is the product of its tensors: W = g T C has their rank, and g T reaches the cost."""
+    pair, kind = solved.pair, solved.kernel.dtype
+    x, z = streamed.of_problems(solved, solved.kernel.prepared)
+    cost = LowRank.of(x, z, kind)
+    through = plan_gradients(solved, pair.log_u, pair.log_v, replace(cost, scale=cost.scale * grad), needs)
+    left, right = (torch.ones(*points.shape, 1, dtype=kind, device=points.device) for points in (pair.f, pair.g))
+    only_cost = [*[False] * COST, *needs[COST:]]
+    direct = plan_gradients(solved, pair.log_u, pair.log_v, LowRank(left, right, -grad * solved.problem.reg), only_cost)
+    return [*through[:COST], *(None if one is None or other is None else one + other
+                               for one, other in zip(through[COST:], direct[COST:], strict=True))]
+
+
 def _multiply(solved: Solved, log_x: Tensor, log_y: Tensor, operand: Tensor, side: int, into: Tensor) -> None:
     """Add M V (``side`` 0) or M' V (1), of the M of these log-scalings."""
     kernel, reg = solved.kernel, solved.problem.reg
+    if kernel.features is not None:
+        into += streamed.product(solved, kernel.features, log_x, log_y, operand, side)
+        return
     backend, panels = kernel.backend, kernel.backend.weigh_temporaries
     ignored = torch.zeros_like(solved.pair.f), torch.zeros_like(solved.pair.g)
     for rows, block, entries in kernel.blocks(None, panels * kernel.dtype.itemsize, kernel.panel_limit if panels else

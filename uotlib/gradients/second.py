@@ -7,13 +7,15 @@ On the optima, :math:`T\mathbf 1 = a\,e^{-f/\tau_a}`, so that every gradient of 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ..problem import Side
-from .solved import COST, Solved, plan_gradients, shared_sum
+from . import streamed
+from .solved import COST, LowRank, Solved, plan_gradients, shared_sum
 from .value import pulled_back_plan, unpriced
 
 if TYPE_CHECKING:
@@ -35,6 +37,13 @@ def cost_gradient_gradients(solved: Solved, tangents: Sequence[Tensor], weight: 
     """
     pair, kernel = solved.pair, solved.kernel
     *needs, _ = needs
+    if kernel.features is not None:
+        x, z, dx, dz = streamed.of_problems(solved, [*kernel.prepared, *tangents])
+        change = LowRank.of(torch.cat([dx, x], 2), torch.cat([z, dz], 2), kernel.dtype)
+        to_weight, extras = streamed.tangent_sums(solved, kernel.features, tangents, change, weight)
+        by_plan = replace(change, scale=change.scale * weight)
+        gradients = plan_gradients(solved, pair.log_u, pair.log_v, by_plan, needs)
+        return [*_with(gradients, extras), to_weight]
 
     def moved(span: slice) -> Tensor:
         change = kernel.cost.tangent(kernel.prepared, tuple(tangents), span, kernel.dtype)
@@ -49,12 +58,14 @@ def cost_gradient_gradients(solved: Solved, tangents: Sequence[Tensor], weight: 
         to_weight += (plan * moved(span)).sum(2).double().sum(1)
         weighted = shared_sum(solved, plan * weight[:, None, None].to(plan.dtype))
         kernel.cost.pull_back_tangent(kernel.prepared, tuple(tangents), span, kernel.dtype, weighted, second)
-    gradients = plan_gradients(solved, pair.log_u, pair.log_v, weigh, needs)
-    for index, extra in enumerate(second, start=COST):
-        gradient = gradients[index]
-        if gradient is not None:
-            gradients[index] = gradient + extra
-    return [*gradients, to_weight]
+    return [*_with(plan_gradients(solved, pair.log_u, pair.log_v, weigh, needs), second), to_weight]
+
+
+def _with(gradients: list[Tensor | None], extras: Sequence[Tensor]) -> list[Tensor | None]:
+    """Gradients with these added to those of the cost's tensors that were asked for."""
+    to_cost = [None if gradient is None else gradient + extra
+               for gradient, extra in zip(gradients[COST:], extras, strict=True)]
+    return [*gradients[:COST], *to_cost]
 
 
 def differentiable_envelope(state: State, grad: Tensor, inputs: Sequence[Tensor],

@@ -20,6 +20,7 @@ from ..outcome import Pair
 from ..problem import Problem
 from ..settings import Settings, flat_problem, kernel_of
 from ..tracing import lazy
+from . import streamed
 
 #: Turns (rows, cost, plan) of a block into W, and what reaches that block of the cost other than through the plan.
 Weigh = Callable[[slice, Tensor, Tensor], tuple[Tensor, Tensor | None]]  # or `LowRank`, which is one
@@ -138,7 +139,11 @@ def plan_gradients(solved: Solved, log_x: Tensor, log_y: Tensor, weigh: Weigh, n
     row_sum, col_sum = torch.zeros_like(pair.f), torch.zeros_like(pair.g)
     cost_sum = torch.zeros_like(reg)
     into = None
-    if isinstance(weigh, LowRank) and not needs[2]:
+    if isinstance(weigh, LowRank) and kernel.features is not None:
+        row_sum, col_sum, cost_sum, into = streamed.low_rank_sums(
+            solved, kernel.features, log_x, log_y, weigh, rows and (needs[0] or needs[2] or needs[5]),
+            cols and (needs[1] or needs[2] or needs[6]), needs[2], needs[COST:])
+    elif isinstance(weigh, LowRank) and not needs[2]:
         into = low_rank_sums(solved, log_x, log_y, weigh, row_sum, col_sum, needs[COST:])
     else:
         into = _sums(kernel.prepared, needs[COST:])
@@ -225,6 +230,9 @@ def _massless_sums(solved: Solved, log_x: Tensor, log_y: Tensor, weigh: Weigh, s
         log_x, log_y = scaling, torch.where(solved.problem.cols.massive, log_y, -torch.inf)
     else:
         log_x, log_y = torch.where(solved.problem.rows.massive, log_x, -torch.inf), scaling
+    if isinstance(weigh, LowRank) and solved.kernel.features is not None:
+        found = streamed.low_rank_sums(solved, solved.kernel.features, log_x, log_y, weigh, side == 0, side == 1)
+        return found[1] if side else found[0]
     for span, cost, plan in solved.blocks(log_x, log_y):
         weight, _ = weigh(span, cost, plan)
         if side == 0:

@@ -27,6 +27,9 @@ def log_sum_exp(solved: Solved, log_scaling: Tensor, side: int) -> Tensor:
     A function of the mass, eps and potential of the side that is summed over, and of the cost.
     """
     kernel, eps = solved.kernel, solved.problem.reg
+    if kernel.features is not None:
+        features = kernel.features.transposed() if side else kernel.features
+        return features.lse(log_scaling, eps, kernel.cost_items)
     lse = log_scaling.new_full((kernel.batch, kernel.m if side else kernel.n), -torch.inf)
     for rows, block, entries in kernel.blocks():
         if side == 0:

@@ -96,6 +96,17 @@ class TileTable:
     #: solve takes most of the registers.
     small: tuple[Tile, ...] = field(default_factory=_small_float32)
     small_float64: tuple[Tile, ...] = field(default_factory=_small_float64)
+    #: Streamed features, log-sum-exps and sums with a vector: 256 threads with half the registers of a multiprocessor
+    #: each.  A square tile of 128 would read half as much from L2, and spills.
+    feature_lse: Tile = Tile(128, 64, warps=8, per_sm=1)
+    feature_lse_float64: Tile = Tile(64, 32, warps=8, stages=2, per_sm=1)
+    feature_sums: Tile = Tile(128, 64, warps=8, per_sm=1)
+    feature_sums_float64: Tile = Tile(64, 32, warps=8, stages=2, per_sm=1)
+    #: The same with factors of a weight or a product, which have accumulators and operands of their own.
+    feature_weigh: Tile = Tile(64, 32, warps=8, stages=2, per_sm=1)
+    feature_weigh_float64: Tile = Tile(64, 16, warps=8, stages=2, per_sm=1)
+    #: Most columns of a factor that one program multiplies a weighted plan by.
+    feature_width: int = 32
     #: Slabs are no longer than this, so that float32 column sums add at most this many terms before float64 does.
     slab_rows: int = 512
 
@@ -110,6 +121,15 @@ class TileTable:
 
 def _narrowest(tiles: tuple[Tile, ...], width: int) -> Tile | None:
     return min((tile for tile in tiles if tile.cols >= width), key=lambda tile: tile.cols, default=None)
+
+
+def feature_depth(d: int) -> tuple[int, int]:
+    """(padded number of features, those in one product of tiles).
+
+    Products of 32: longer ones spill, and add up more of the rounding of tensor cores (`uotlib.precision`).
+    """
+    chunk = 16 if d <= 16 else 32
+    return max(chunk, -(-d // chunk) * chunk), chunk
 
 
 def slab_layout(batch: int, n: int, tile: Tile, multiprocessors: int, columns: int, longest: int) -> tuple[int, int]:
