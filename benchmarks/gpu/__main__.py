@@ -27,6 +27,8 @@ def main(words: Sequence[str] | None = None) -> int:
 
     import torch
 
+    if arguments.rehearse:
+        import torch._dynamo  # forks share what is there, and most sections would import it
     if not arguments.rehearse and not torch.cuda.is_available():
         print("benchmarks.gpu needs a GPU, and torch sees none here; --rehearse goes through all of it without one.",
               file=sys.stderr)

@@ -11,7 +11,7 @@ from .environment import ROOT
 from .stage import Row, Stage
 
 #: Seconds that the build may take.
-LIMIT = 60
+LIMIT = 70
 
 
 def measure(stage: Stage) -> None:

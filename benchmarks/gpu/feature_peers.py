@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import multiprocessing
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,10 @@ from .peers import compiled_by
 from .stage import Stage
 
 Pair = tuple[Tensor, Tensor]
+#: Settings of flash-sinkhorn: the textbook's iteration in both precisions, and its default.
+FLASH = (("alternating", True), ("alternating", False), ("symmetric", True))
+#: Seconds that compiling ahead may take.
+AHEAD = 60.0
 
 
 @dataclass(frozen=True)
@@ -43,9 +48,8 @@ def feature_peers(stage: Stage) -> tuple[FeaturePeer, ...]:
     """All of them, in order of worth."""
     both = "squared Euclidean", "cosine"
     return (
-        FeaturePeer("flash-sinkhorn, alternating, tf32", _flash("alternating", True), both[:1]),
-        FeaturePeer("flash-sinkhorn, alternating, float32", _flash("alternating", False), both[:1]),
-        FeaturePeer("flash-sinkhorn, symmetric, tf32", _flash("symmetric", True), both[:1], judged=False),
+        *(FeaturePeer(f"flash-sinkhorn, {backend}, {'tf32' if tf32 else 'float32'}", _flash(backend, tf32), both[:1],
+                      judged=backend == "alternating", largest=1 << 30 if tf32 else 65536) for backend, tf32 in FLASH),
         FeaturePeer("torch.compile, product and two logsumexp", _compiled(stage), both, largest=65536),
         FeaturePeer("GeomLoss, ot.solve_sample", _geomloss, both[:1], judged=False, largest=16384),
     )
@@ -70,30 +74,29 @@ def _flash(backend: str, tf32: bool) -> Callable[[FeatureProblem], Callable[[int
     return prepare
 
 
-def compile_ahead(stage: Stage, points: Sequence[int], sizes: Sequence[int]) -> None:
+def compile_ahead(stage: Stage, sizes: Iterable[tuple[int, int]]) -> None:
     """Let flash-sinkhorn compile the candidates of its autotuner side by side: in turn they take minutes.
 
-    Triton keeps them on disk.  What a problem's size has to do with them is whether tiles divide it.
+    Triton keeps them on disk.  What n has to do with them is whether tiles divide it.
 
     Args:
-        points: n modulo 512 of the problems to come; 0 and others.
-        sizes: Their d.
+        sizes: (n, d) of problems to come.
     """
     if stage.rehearsing or importlib.util.find_spec("flash_sinkhorn") is None:
         return
     context = multiprocessing.get_context("spawn")
-    workers = [context.Process(target=_flash_once, args=(512 + n % 512, d, backend, tf32))
-               for n in {n % 512 for n in points} for d in sizes
-               for backend, tf32 in (("alternating", True), ("alternating", False), ("symmetric", True))]
+    workers = [context.Process(target=_flash_once, args=(n, d, backend, tf32))
+               for n, d in sorted({(512 + n % 512, d) for n, d in sizes}) for backend, tf32 in FLASH]
     for worker in workers:
         worker.start()
+    deadline = time.monotonic() + AHEAD
     for worker in workers:
-        worker.join()
+        worker.join(max(0.0, deadline - time.monotonic()))
+        worker.kill()
 
 
 def _flash_once(n: int, d: int, backend: str, tf32: bool) -> None:
-    device = torch.device("cuda")
-    _flash(backend, tf32)(draw("squared Euclidean", n, d, device))(1)
+    _flash(backend, tf32)(draw("squared Euclidean", n, d, torch.device("cuda")))(1)
 
 
 def feature_half_steps(x: Tensor, z: Tensor, alpha: Tensor, beta: Tensor, log_a: Tensor, log_b: Tensor, g: Tensor,

@@ -18,25 +18,26 @@ from .stage import Row, Stage
 
 #: (cost, n, d), most worth first.  The squared Euclidean one is flash-sinkhorn's own.
 CELLS = tuple(("squared Euclidean", n, d) for d in (128, 64, 512) for n in (16384, 4096, 65536, 100000)) + tuple(
-    ("cosine", n, d) for d in (64, 512) for n in (16384, 65536))
+    ("cosine", n, d) for d in (64, 512) for n in (4096, 16384, 65536))
 #: Where peers are timed: autotuning and what they store take time.
 PEER_CELLS = (("squared Euclidean", 16384, 128), ("squared Euclidean", 65536, 64), ("squared Euclidean", 4096, 64),
-              ("squared Euclidean", 16384, 512), ("squared Euclidean", 100000, 128), ("cosine", 16384, 64))
+              ("squared Euclidean", 16384, 512), ("squared Euclidean", 100000, 64), ("cosine", 16384, 64))
 TINY = (("squared Euclidean", 24, 5), ("cosine", 17, 3))
-#: Entries of the cost up to which an iteration is short enough to be timed in a graph too.
+#: Entries of the cost up to which an iteration is short enough to be timed in a graph too; of cosines, for whose
+#: precision the norms of the features are not looked at.
 IN_A_GRAPH = 1 << 24
 
 
 def measure(stage: Stage) -> None:
     for cell in stage.choose(CELLS, TINY):
-        for graph in stage.choose((True, False), (True,)) if cell[1] ** 2 <= IN_A_GRAPH else (False,):
+        for graph in (False, True) if cell[0] == "cosine" and cell[1] ** 2 <= IN_A_GRAPH else (False,):
             stage.row(_key("uotlib sinkhorn", cell, graph), partial(_ours, stage, cell, graph))
-    peers, cells = feature_peers(stage), stage.choose(PEER_CELLS, TINY)
-    compile_ahead(stage, [n for kind, n, _ in cells if kind != "cosine"], sorted({d for _, _, d in cells}))
-    for cell in cells:
-        for peer in peers:
-            if cell[0] in peer.kinds and cell[1] <= peer.largest:
-                stage.row(_key(peer.name, cell, False), partial(_peer, stage, peer, cell))
+    rows = [(peer, cell) for cell in stage.choose(PEER_CELLS, TINY) for peer in feature_peers(stage)
+            if cell[0] in peer.kinds and cell[1] <= peer.largest]
+    compile_ahead(stage, {cell[1:] for peer, cell in rows if peer.name.startswith("flash")
+                          and not stage.known(_key(peer.name, cell, False))})
+    for peer, cell in rows:
+        stage.row(_key(peer.name, cell, False), partial(_peer, stage, peer, cell))
 
 
 def _key(method: str, cell: tuple[str, int, int], graph: bool) -> Row:

@@ -18,7 +18,7 @@ import torch
 from .stage import UNSETTLED, Row, Stage
 
 #: Seconds in which a row must end; one that does not is given up, and the section goes on with the next.
-ROW_LIMIT = 75.0
+ROW_LIMIT = 100.0
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from .environment import ROOT
 from .stage import Row, Stage
 
 #: Processes that compile kernels side by side; seconds that all tests may take.
-WORKERS, LIMIT = 6, 140
+WORKERS, LIMIT = 6, 110
 
 
 def measure(stage: Stage) -> None:

@@ -25,14 +25,14 @@ class Section:
 
 
 SECTIONS = (
-    Section("build", 90, "the compiled extension, and what python -m uotlib.info says"),
-    Section("ceilings", 40, "copy, read, L2, exponentials, a barrier, matrix products: what the device can do"),
+    Section("build", 80, "the compiled extension, and what python -m uotlib.info says"),
+    Section("ceilings", 30, "copy, read, L2, exponentials, a barrier, matrix products: what the device can do"),
     Section("correctness", 60, "every operation of the backend against the float64 reference"),
-    Section("dense", 120, "an iteration on dense costs, beside torch, GeomLoss, POT and OTT-JAX"),
-    Section("features", 120, "a matrix-free iteration, beside flash-sinkhorn, torch and GeomLoss"),
+    Section("dense", 110, "an iteration on dense costs, beside torch, GeomLoss, POT and OTT-JAX"),
+    Section("features", 110, "a matrix-free iteration, beside flash-sinkhorn, torch and GeomLoss"),
+    Section("native_tests", 120, "pytest -m gpu"),
     Section("backward", 90, "gradients through the plan, to features and to a dense cost; peak memory"),
     Section("small", 60, "batches of small problems"),
     Section("arrival", 100, "time to a violation"),
-    Section("native_tests", 150, "pytest -m gpu"),
     Section("sweep", 60, "the backend's sweep beside one read of the cost, and its fallback"),
 )

@@ -52,9 +52,9 @@ class Stage:
         ``measure`` returns columns.  One is "correct", where the row is judged: False is an error of the library if
         the method is its own, and is said of a peer as its status "wrong".
         """
-        for row in self.done:
-            if same(row, key):
-                return row
+        known = self.known(key)
+        if known is not None:
+            return known
         self.send(("start", key, {}))
         try:
             found = {"status": "ok"} | measure()
@@ -73,12 +73,11 @@ class Stage:
         self.timer.release()
         return row
 
+    def known(self, key: Row) -> Row | None:
+        """The row of this key, if it is kept from before."""
+        return next((row for row in self.done if all(row.get(name) == value for name, value in key.items())), None)
+
     def share_of_copy(self, byte_count: float, seconds: float) -> float | None:
         """Achieved bandwidth over the measured copy's."""
         copy = self.ceilings.get("copy_bytes_per_s")
         return None if copy is None or seconds <= 0 else byte_count / seconds / copy
-
-
-def same(row: Row, key: Row) -> bool:
-    """Whether the row is of what the key names."""
-    return all(row.get(name) == value for name, value in key.items())

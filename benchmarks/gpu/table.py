@@ -35,7 +35,7 @@ COLUMNS: tuple[tuple[str, str, Row], ...] = (
     ("gradient to features", "backward", {"to": "x", "n": 4096, "d": 64}),
 )
 #: Matrix-free iterations: (cost, n, d).
-FEATURES = (("squared Euclidean", 16384, 128), ("squared Euclidean", 65536, 64), ("squared Euclidean", 100000, 128),
+FEATURES = (("squared Euclidean", 16384, 128), ("squared Euclidean", 65536, 64), ("squared Euclidean", 100000, 64),
             ("cosine", 16384, 64))
 
 
