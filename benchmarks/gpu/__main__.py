@@ -13,7 +13,10 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .sections import Section
 
 #: Seconds that are left for the end of a call.
 RESERVE = 10.0
@@ -59,25 +62,38 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def _measure(current: dict[str, Any], target: Path, arguments: argparse.Namespace) -> None:
-    from . import isolated, record
+    """The sections that are asked for and not done, while there is time."""
     from .sections import SECTIONS
 
     deadline = time.monotonic() + 60 * arguments.minutes - RESERVE
     for section in SECTIONS:
-        known = current["sections"].get(section.name)
-        if section.name not in arguments.sections or (known is not None and known["status"] == "done"):
-            continue
-        begin = time.monotonic()
-        limit = min(section.limit, deadline - begin)
-        if limit <= 0:
-            continue
-        print(f"\n{section.name}: {section.purpose}", flush=True)
-        task = isolated.Task(section.module, arguments.rehearse, current["environment"], record.ceilings(current),
-                             known["rows"] if known else [], "fork" if arguments.rehearse else "spawn")
-        ending = isolated.run(task, limit, lambda row: print(f"  {record.line(row)}", flush=True))
-        record.add(current, section.name, ending, time.monotonic() - begin)
+        known = current["sections"].get(section.name, {"status": "", "rows": [], "seconds": 0.0})
+        left = deadline - time.monotonic()
+        if section.name in arguments.sections and known["status"] != "done" and left > 0:
+            print(f"\n{section.name}: {section.purpose}", flush=True)
+            _run(section, current, known, target, min(section.limit, left), arguments.rehearse)
+
+
+def _run(section: Section, current: dict[str, Any], known: dict[str, Any], target: Path, limit: float,
+         rehearse: bool) -> None:
+    """One section; the record is written after each of its rows."""
+    from . import isolated, record
+
+    begin = time.monotonic()
+
+    def write(ending: isolated.Ending) -> None:
+        record.add(current, section.name, ending, known["seconds"] + time.monotonic() - begin)
         record.write(current, target)
-        print(f"  {ending.status}, {time.monotonic() - begin:.0f} s {ending.note[-1500:]}", flush=True)
+
+    def keep(rows: list[dict[str, Any]]) -> None:
+        print(f"  {record.line(rows[-1])}", flush=True)
+        write(isolated.Ending("running", rows))
+
+    ending = isolated.run(
+        isolated.Task(section.module, rehearse, current["environment"], record.ceilings(current), known["rows"],
+                      "fork" if rehearse else "spawn"), limit, keep)
+    write(ending)
+    print(f"  {ending.status}, {time.monotonic() - begin:.0f} s {ending.note[-1500:]}", flush=True)
 
 
 def _parser() -> argparse.ArgumentParser:

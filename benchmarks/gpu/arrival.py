@@ -24,15 +24,19 @@ LEFT_OUT = ("torch, two logsumexp",)
 def measure(stage: Stage) -> None:
     cases = [(n, target) for n in SIZES for target in (*TARGETS, BEYOND)]
     drawn = cache(lambda n, target: problems.dense(1, n, target.reg, target.reg_m, stage.device))
-    for n, target in stage.choose(cases, [(12, TARGETS[0])]):
-        stage.row(_key("uotlib auto", n, target),
-                  lambda n=n, target=target: our_solve(stage, drawn(n, target), target.violation))
+    for convention in ("kl", "entropy"):  # OTT-JAX is compared in the latter
+        for n, target in stage.choose(cases, [(12, TARGETS[0])]):
+            if convention == "kl" or n == stage.choose(PEERS_AT, 12):
+                stage.row(_key("uotlib auto", n, target, convention),
+                          lambda n=n, target=target, convention=convention: our_solve(
+                              stage, drawn(n, target).but(reg_type=convention), target.violation))
     for n, target in stage.choose([(PEERS_AT, target) for target in TARGETS], [(12, TARGETS[0])]):
         for peer in dense_peers(stage):
             if peer.name not in LEFT_OUT:
-                stage.row(_key(peer.name, n, target), lambda n=n, target=target, peer=peer: peer_solve(
+                stage.row(_key(peer.name, n, target, peer.convention), lambda n=n, target=target, peer=peer: peer_solve(
                     stage, peer, drawn(n, target), target.violation))
 
 
-def _key(method: str, n: int, target: Target) -> Row:
-    return {"method": method, "n": n, "eps": target.reg, "tau": target.reg_m, "target": target.violation}
+def _key(method: str, n: int, target: Target, convention: str) -> Row:
+    return {"method": method, "n": n, "eps": target.reg, "tau": target.reg_m, "target": target.violation,
+            "convention": convention}

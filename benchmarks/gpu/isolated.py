@@ -41,28 +41,29 @@ class Task:
 
 @dataclass
 class Ending:
-    """How a section ended: "done", "out of time" or "failed", with the reason."""
+    """How a section ended: "done", "out of time" or "failed", with the reason; "running" while it has not."""
 
     status: str
     rows: list[Row]
     note: str = ""
 
 
-def run(task: Task, limit: float, say: Callable[[Row], None], row_limit: float = ROW_LIMIT) -> Ending:
+def run(task: Task, limit: float, keep: Callable[[list[Row]], None], row_limit: float = ROW_LIMIT) -> Ending:
     """Run a section to its end or for ``limit`` seconds, in as many processes as it takes past rows that kill one.
 
-    Rows that were measured count whatever comes after them.  Of ``task.done``, those that did not end are tried again.
+    ``keep`` is given all rows after each one, so that they count whatever comes after them.  Of ``task.done``, those
+    that did not end are tried again.
     """
     rows, deadline = [row for row in task.done if row["status"] not in UNSETTLED], time.monotonic() + limit
     while True:
         before = len(rows)
-        ending = _attempt(replace(task, done=rows), deadline, say, row_limit)
+        ending = _attempt(replace(task, done=rows), deadline, keep, row_limit)
         rows = ending.rows
         if ending.status != "failed" or len(rows) == before:
             return ending
 
 
-def _attempt(task: Task, deadline: float, say: Callable[[Row], None], row_limit: float) -> Ending:
+def _attempt(task: Task, deadline: float, keep: Callable[[list[Row]], None], row_limit: float) -> Ending:
     context = multiprocessing.get_context(task.start)
     here, there = context.Pipe(duplex=False)
     process = context.Process(target=_child, args=(task, there))  # type: ignore[attr-defined]
@@ -74,7 +75,7 @@ def _attempt(task: Task, deadline: float, say: Callable[[Row], None], row_limit:
         """The end of a process in the middle of a row, if it was in one."""
         if begun is not None:
             rows.append({**begun, "status": status, "note": note})
-            say(rows[-1])
+            keep(rows)
         return Ending("failed", rows, note)
 
     try:
@@ -85,7 +86,7 @@ def _attempt(task: Task, deadline: float, say: Callable[[Row], None], row_limit:
             elif kind == "row":
                 begun, until = None, deadline
                 rows.append(content)
-                say(content)
+                keep(rows)
             else:
                 return Ending(kind, rows, content.get("note", ""))
         if until < deadline:

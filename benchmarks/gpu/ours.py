@@ -53,8 +53,8 @@ def iterations(problem: Problem, method: str, init: tuple[Tensor, Tensor]) -> Ca
 def check(problem: Problem, method: str, init: tuple[Tensor, Tensor]) -> dict[str, Any]:
     """Whether iterations are right: the textbook's against float64, others' certificate against the judge."""
     if method == "sinkhorn":
-        solution = answer(solve(problem, method=method, tol=0, max_iter=CHECKED))
-        error = potential_error(problem, solution.f, solution.g)
+        textbook = answer(solve(problem, method=method, tol=0, max_iter=CHECKED))
+        error = potential_error(problem, textbook.f, textbook.g)
         return {"error": error, "bound": POTENTIAL_BOUND, "correct": error <= POTENTIAL_BOUND}
     solution = iterations(problem, method, init)(CHECKED)
     pair = answer(solution)

@@ -42,7 +42,6 @@ class Peer:
 
 def dense_peers(stage: Stage) -> tuple[Peer, ...]:
     """All of them, in order of worth."""
-    anderson, momentum = OTT
     return (
         Peer("torch.compile, two logsumexp", compiled(stage), graph=True, batched=True),
         Peer("torch, two logsumexp", EAGER.prepare, graph=True, batched=True),
@@ -50,8 +49,8 @@ def dense_peers(stage: Stage) -> tuple[Peer, ...]:
         Peer("POT, torch float64", ALL_PLAIN["torch", "float64"].prepare),
         Peer("POT translation-invariant, torch float64", ALL_TRANSLATION_INVARIANT["torch", "float64"].prepare,
              textbook=False),
-        Peer(f"OTT-JAX, {anderson.setting}", anderson.prepare, convention="entropy", textbook=False),
-        Peer(f"OTT-JAX, {momentum.setting}", momentum.prepare, convention="entropy", textbook=False),
+        *(Peer(f"OTT-JAX, {method.setting}", method.prepare, convention="entropy", textbook=False)
+          for method in stage.choose(OTT, OTT[:1])),
     )
 
 

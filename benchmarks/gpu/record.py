@@ -70,9 +70,8 @@ def read(source: Path) -> Record:
 
 
 def add(record: Record, section: str, ending: Ending, seconds: float) -> None:
-    """Write a section down."""
-    spent = record["sections"].get(section, {}).get("seconds", 0.0)
-    record["sections"][section] = asdict(ending) | {"seconds": spent + seconds}
+    """Write a section down, in place of what was known of it."""
+    record["sections"][section] = asdict(ending) | {"seconds": seconds}
     record["wrong"] = sum(len(list(wrong(name, found))) for name, found in record["sections"].items())
 
 
