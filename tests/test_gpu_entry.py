@@ -95,7 +95,8 @@ def test_what_is_timed_was_judged_and_peers_took_part(rehearsal):
     assert methods["small"] >= {"uotlib sinkhorn", "uotlib auto", *common}
     assert methods["arrival"] >= {"uotlib auto", "torch.compile", "GeomLoss", "POT"}
     operations = {row["operation"] for row in sections["correctness"]["rows"]}
-    assert operations >= {"sweep", "row_lse", "row_lse_items", "col_lse", "col_lse_masked", "panel", "weigh", "schur"}
+    assert operations >= {"sweep", "row_lse", "row_lse_items", "col_lse", "col_lse_masked", "panel", "weigh", "schur",
+                          "eliminate"}
 
 
 @pytest.mark.slow

@@ -114,6 +114,7 @@ def _child(task: Task, pipe: Connection) -> None:
     os.setsid()
     if task.rehearsing:
         torch.set_num_threads(1)
+        torch.manual_seed(0)  # what is measured is drawn afresh each time
     device = torch.device("cpu" if task.rehearsing else "cuda")
     stage = Stage(device, task.rehearsing, task.hardware, task.ceilings, task.done, pipe.send)
     try:
