@@ -250,6 +250,12 @@ def measured(**changes: Any) -> record.Record:
     cell = {"cost": "squared Euclidean", "n": 16384, "d": 128, "status": "ok"}
     free = [{"method": "uotlib sinkhorn", **cell, "seconds": 1e-3, "error": 1e-4, "correct": True},
             {"method": "flash-sinkhorn, alternating, tf32", **cell, "seconds": 5e-4, "error": 0.2, "status": "wrong"}]
+    target = {"n": 4096, "eps": 1e-2, "convention": "kl"}
+    ways = [{"method": "uotlib auto", **target, "seconds": 1e-3, "status": "ok"},
+            {"method": "uotlib auto", **target | {"convention": "entropy"}, "seconds": 2e-3, "status": "ok"},
+            {"method": "OTT-JAX, lse", **target | {"convention": "entropy"}, "seconds": 8e-3, "status": "ok"},
+            {"method": "GeomLoss", **target, "seconds": 9e-3, "status": "slow", "violation": 0.13}]
+    record.add(current, "arrival", isolated.Ending("done", ways), 1.0)
     record.add(current, "dense", isolated.Ending("done", rows), 1.0)
     record.add(current, "features", isolated.Ending("done", free), 1.0)
     return current
@@ -263,10 +269,23 @@ def test_the_table_of_a_record(tmp_path):
     assert "| **uotlib** | 20 µs (80% of a copy's bytes/s) |" in text
     assert "| torch | 20 |" in text
     assert "| **uotlib** | 1 ms, error 1e-04 |" in text
+    assert "| OTT-JAX |  | 4.0 |" in text  # of the library's time in the same convention
+    assert "| GeomLoss |  | > 9.0 (is at 0.1) |" in text
     assert "| flash-sinkhorn, alternating, tf32 | 0.5, error 2e-01 |" in text
     assert "commit abcdef0." in text
     assert "older than the kernels" not in text
     assert "older than the kernels" in table.content([measured(kernels="0")])
+
+
+def test_records_do_not_say_where_they_were_made(tmp_path):
+    current = measured()
+    trace = f'File "{ROOT}/uotlib/api.py"\nFile "{sys.prefix}/lib/x.py"'
+    row = {"method": "uotlib", "status": "failed", "trace": trace}
+    record.add(current, "small", isolated.Ending("done", [row]), 1.0)
+    record.write(current, tmp_path / "record.json")
+    found = record.read(tmp_path / "record.json")
+    assert found["sections"]["small"]["rows"][0]["trace"] == 'File "uotlib/api.py"\nFile "lib/x.py"'
+    assert found["wrong"] == 1
 
 
 def test_a_changed_kernel_changes_the_hash(tmp_path):

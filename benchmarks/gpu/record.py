@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -76,10 +77,13 @@ def add(record: Record, section: str, ending: Ending, seconds: float) -> None:
 
 
 def write(record: Record, target: Path) -> None:
-    """The file, replaced as a whole."""
+    """The file, replaced as a whole; without the places where this machine keeps things, which tracebacks name."""
     target.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(record, indent=1) + "\n"
+    for place in sorted((str(ROOT), sys.prefix, sys.base_prefix), key=len, reverse=True):  # one may be in another
+        text = text.replace(f"{place}/", "")
     beside = target.with_suffix(".tmp")
-    beside.write_text(json.dumps(record, indent=1) + "\n")
+    beside.write_text(text)
     beside.replace(target)
 
 
