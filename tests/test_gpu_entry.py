@@ -1,27 +1,37 @@
-"""`python -m benchmarks.gpu` where there is no GPU: what it says, and the part of it that can be run here."""
+"""`python -m benchmarks.gpu` where there is no GPU: what it says, its rehearsal, and what becomes of a record."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
+import time
+import types
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from uotlib import unbalanced_sinkhorn
-
 pytest.importorskip("triton", reason="needs triton: pip install triton")
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.gpu import environment, feature_problem, isolated, iteration, ours, problems, record, table, timing  # noqa: E402
+from benchmarks.gpu.sections import SECTIONS  # noqa: E402
+from benchmarks.gpu.stage import Stage  # noqa: E402
+from uotlib import unbalanced_sinkhorn  # noqa: E402
+
+CPU = torch.device("cpu")
 
 
 def entry(*arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    return subprocess.run([sys.executable, "-m", "benchmarks.gpu", *arguments], cwd=ROOT, env=environment,
-                          capture_output=True, text=True, timeout=200, check=False)
+    inherited = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    return subprocess.run([sys.executable, "-m", "benchmarks.gpu", *arguments], cwd=ROOT, env=inherited,
+                          capture_output=True, text=True, timeout=560, check=False)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
@@ -34,31 +44,269 @@ def test_says_that_there_is_no_gpu(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_interpreted_checks_leave_a_record(tmp_path):
-    run = entry("--interpret", "--out", str(tmp_path))
-    assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
-    record = json.loads((tmp_path / "interpreter.json").read_text())
-    assert record["interpreted"] is True
-    assert record["wrong"] == 0
-    assert {"torch", "triton", "python", "commit", "dirty", "device"} <= record["environment"].keys()
-    operations = {row["operation"] for row in record["correctness"]}
-    assert operations == {"sweep", "row_lse", "row_lse_items", "col_lse", "col_lse_masked", "panel"}
-    assert all(row["correct"] and row["error"] <= row["bound"] for row in record["correctness"])
-    assert not [key for key in json.dumps(record).split('"') if key.endswith("_us")], "the interpreter times nothing"
+def test_unknown_sections_are_named():
+    run = entry("--sections", "dense,sparse")
+    assert run.returncode == 2
+    assert "no section 'sparse': there are build, ceilings" in run.stderr
 
 
-def test_a_solve_is_correct_where_float64_agrees(monkeypatch):
-    """A solve of another problem certifies itself just as well: only the comparison finds it."""
-    monkeypatch.syspath_prepend(str(ROOT))
-    from benchmarks.gpu.solves import check
+@pytest.fixture(scope="module")
+def rehearsal(tmp_path_factory) -> tuple[Path, dict[str, Any]]:
+    """The record of a rehearsal of every section."""
+    folder = tmp_path_factory.mktemp("rehearsal")
+    run = entry("--rehearse", "--out", str(folder))
+    assert run.returncode == 0, run.stdout[-5000:] + run.stderr[-3000:]
+    return folder, json.loads((folder / "rehearsal.json").read_text())
 
-    cost = torch.rand(60, 70, generator=torch.Generator().manual_seed(0))
-    problem = {"reg": 0.01, "reg_m": 1.0, "tol": 1e-4}
-    right = check(unbalanced_sinkhorn(cost, **problem), cost, **problem)
-    assert right["correct"]
-    assert max(right["value_error"], right["mass_error"]) < 1e-6
-    for other in (unbalanced_sinkhorn(cost + 1e-3, **problem), unbalanced_sinkhorn(cost, **problem | {"reg": 0.0101})):
-        wrong = check(other, cost, **problem)
-        assert wrong["violation"] <= problem["tol"]
-        assert wrong["correct"] is False
-    assert check(unbalanced_sinkhorn(cost, **problem | {"tol": 1e-2}), cost, **problem)["correct"] is False
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_every_section_is_rehearsed(rehearsal):
+    _, found = rehearsal
+    assert list(found["sections"]) == [section.name for section in SECTIONS]
+    for name, section in found["sections"].items():
+        assert section["status"] == "done", f"{name}: {section['note']}"
+        assert section["rows"], f"{name} has no rows"
+        for row in section["rows"]:
+            assert row["status"] in ("ok", "wrong", "slow", "missing"), row
+            assert not record.is_ours(row) or row["status"] == "ok", row
+    assert found["wrong"] == 0
+    where = found["environment"]
+    assert where["rehearsal"] is True
+    assert {"device", "driver", "torch", "triton", "python", "commit", "dirty", "date"} <= where.keys()
+    assert (where["kernels"], where["sources"]) == (environment.digest(environment.KERNELS),
+                                                    environment.digest(environment.SOURCES))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_what_is_timed_was_judged_and_peers_took_part(rehearsal):
+    sections = rehearsal[1]["sections"]
+    for name in ("dense", "features", "backward", "small", "arrival"):
+        rows = sections[name]["rows"]
+        assert all(row["seconds"] > 0 for row in rows if row["status"] == "ok")
+        assert all(row["correct"] is True for row in rows if record.is_ours(row))
+    methods = {name: {row["method"].partition(",")[0] for row in section["rows"] if row["status"] != "missing"}
+               for name, section in sections.items() if "method" in section["rows"][0]}
+    common = {"torch", "torch.compile", "GeomLoss"}
+    assert methods["dense"] >= {"uotlib sinkhorn", "uotlib auto", "POT", "POT translation-invariant", *common}
+    assert methods["features"] >= {"uotlib sinkhorn", "torch.compile", "GeomLoss"}
+    assert methods["backward"] >= {"uotlib", *common}
+    assert methods["small"] >= {"uotlib sinkhorn", "uotlib auto", *common}
+    assert methods["arrival"] >= {"uotlib auto", "torch.compile", "GeomLoss", "POT"}
+    operations = {row["operation"] for row in sections["correctness"]["rows"]}
+    assert operations >= {"sweep", "row_lse", "row_lse_items", "col_lse", "col_lse_masked", "panel", "weigh", "schur",
+                          "eliminate"}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_complete_record_is_not_measured_again(rehearsal):
+    folder, before = rehearsal
+    run = entry("--rehearse", "--resume", "--out", str(folder))
+    assert run.returncode == 0, run.stderr
+    assert json.loads((folder / "rehearsal.json").read_text()) == before
+    other = before | {"environment": before["environment"] | {"sources": "000000000000"}}
+    (folder / "other").mkdir()
+    record.write(other, folder / "other" / "rehearsal.json")
+    run = entry("--rehearse", "--resume", "--out", str(folder / "other"))
+    assert run.returncode == 2
+    assert "its sources is '000000000000'" in run.stderr
+
+
+def misbehave(stage: Stage) -> None:
+    """Rows of which one ends its process and one never ends."""
+    actions = {"fine": dict, "dies": lambda: os._exit(3), "fine again": dict, "hangs": lambda: time.sleep(60),
+               "raises": lambda: 1 / 0, "last": dict}
+    for name, action in actions.items():
+        stage.row({"method": "uotlib", "name": name}, action)
+
+
+def test_no_row_takes_the_others_with_it(monkeypatch):
+    module = types.ModuleType("misbehaving")
+    module.measure = misbehave  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "misbehaving", module)
+    task = isolated.Task("misbehaving", True, {}, {}, start="fork")
+    kept: list[list[str]] = []
+    ending = isolated.run(task, 60.0, lambda rows: kept.append([row["name"] for row in rows]), row_limit=1.0)
+    assert {row["name"]: row["status"] for row in ending.rows} == {
+        "fine": "ok", "dies": "failed", "fine again": "ok", "hangs": "out of time", "raises": "failed", "last": "ok"}
+    assert kept == [[row["name"] for row in ending.rows[:count]] for count in range(1, 7)]
+    assert ending.status == "done"
+    current = record.begin({}, rehearsal=True)
+    record.add(current, "misbehaving", ending, 1.0)
+    assert current["wrong"] == 3
+    begin = time.monotonic()
+    short = isolated.run(task, 2.0, lambda rows: None, row_limit=60.0)
+    assert (short.status, [row["name"] for row in short.rows]) == ("out of time", ["fine", "dies", "fine again"])
+    assert time.monotonic() - begin < 20
+
+
+def test_a_section_runs_in_a_fresh_process():
+    """As it does beside a GPU."""
+    ending = isolated.run(isolated.Task("benchmarks.gpu.build", True, {}, {}), 120.0, lambda rows: None)
+    assert (ending.status, [row["status"] for row in ending.rows]) == ("done", ["ok"]), ending.note
+    assert "triton on cpu" in ending.rows[0]["output"]
+
+
+def test_wrong_answers_are_not_timed(monkeypatch):
+    """A solution of another problem certifies itself just as well: the judge finds it."""
+    stage = Stage(CPU, True, {}, {}, [], lambda message: None)
+    problem = problems.dense(1, 40, 0.05, 1.0, CPU)
+
+    def solved(by: Any, **settings: Any) -> Any:
+        return unbalanced_sinkhorn(by.cost, by.a, by.b, reg=by.reg, reg_m=by.reg_m, backend="native", **settings)
+
+    for shift, correct in ((0.0, True), (1e-3, False)):
+        monkeypatch.setattr(ours, "solve", lambda by, shift=shift, **how: solved(by.but(cost=by.cost + shift), **how))
+        ours.near.cache_clear()
+        for row in (iteration.our_solve(stage, problem, 1e-4), iteration.our_iteration(stage, problem, "auto", True),
+                    iteration.our_iteration(stage, problem, "sinkhorn", True)):
+            assert row["correct"] is correct, row
+            assert ("seconds" in row) is correct
+
+
+@pytest.mark.parametrize("kind", ["cosine", "squared Euclidean"])
+def test_answers_on_features_are_judged(kind):
+    problem = feature_problem.draw(kind, 50, 4, CPU)
+    solution = unbalanced_sinkhorn(problem.cost(), problem.a, problem.b, reg=problem.reg, reg_m=problem.reg_m,
+                                   method="sinkhorn", tol=0, max_iter=3)
+    pair = solution._pair
+    assert feature_problem.judged(problem, pair.f[0], pair.g[0])["error"] < 1e-3
+    moved = feature_problem.judged(problem, pair.f[0] + 0.05 * problem.reg, pair.g[0])
+    assert moved["error"] == pytest.approx(0.05 * problem.step / problem.reg, rel=0.05)
+    assert moved["correct"] is False
+
+
+class FakeDevice:
+    """What of torch.cuda a timer uses, on a clock that calls move: the host adds to it, graphs replay work alone."""
+
+    HOST = 5e-3
+
+    def __init__(self) -> None:
+        self.clock, self.recorded, self.capturing = 0.0, 0.0, False
+
+    def work(self, seconds: float) -> None:
+        if self.capturing:
+            self.recorded += seconds
+        else:
+            self.clock += seconds + self.HOST
+
+    def Stream(self) -> Any:
+        return types.SimpleNamespace(wait_stream=lambda other: None)
+
+    current_stream = Stream
+
+    @contextlib.contextmanager
+    def stream(self, _: None):
+        yield
+
+    @contextlib.contextmanager
+    def graph(self, graph: Any):
+        self.capturing, self.recorded = True, 0.0
+        yield
+        graph.seconds, self.capturing = self.recorded, False
+
+    def CUDAGraph(self) -> Any:
+        graph = types.SimpleNamespace(seconds=0.0)
+        graph.replay = lambda: setattr(self, "clock", self.clock + graph.seconds)
+        return graph
+
+    def Event(self, enable_timing: bool) -> Any:
+        event = types.SimpleNamespace(at=0.0, synchronize=lambda: None)
+        event.record = lambda: setattr(event, "at", self.clock)
+        event.elapsed_time = lambda other: 1e3 * (other.at - event.at)
+        return event
+
+
+@pytest.mark.parametrize("each", [1e-4, 2.0])
+def test_times_leave_out_what_a_call_does_once(monkeypatch, each):
+    """A call takes 0.02 s, each iteration of it ``each``, and what a graph leaves out on the host 5 ms a call."""
+    device = FakeDevice()
+    for name in ("current_stream", "Stream", "stream", "graph", "CUDAGraph", "Event"):
+        monkeypatch.setattr(torch.cuda, name, getattr(device, name))
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: device.clock)
+    timer = timing.Timer(torch.device("cuda"))
+    monkeypatch.setattr(timer, "wait", lambda: None)
+
+    def run(iterations: int) -> None:
+        device.work(0.02 + iterations * each)
+
+    for graph in (False, True):
+        assert timer.per_iteration(run, graph) == pytest.approx(each)
+    assert timer.host(lambda: device.work(0.1)) == pytest.approx(0.105)
+    assert timer.graph([lambda: device.work(0.1)] * 4) == pytest.approx(0.1)
+
+
+def measured(**changes: Any) -> record.Record:
+    """A record of two methods."""
+    current = record.begin({"device": "Some GPU 9", "commit": "abcdef0123", "dirty": False, "date": "2026-01-01",
+                            "kernels": environment.digest(environment.KERNELS), **dict.fromkeys(table.VERSIONS, "1.0"),
+                            **changes}, rehearsal=False)
+    shape = {"n": 4096, "batch": 1, "eps": 1e-2, "status": "ok", "correct": True}
+    rows = [{"method": "uotlib sinkhorn", **shape, "graph": True, "seconds": 2e-5, "of_copy": 0.8},
+            {"method": "uotlib sinkhorn", **shape, "graph": False, "seconds": 9e-5, "of_copy": 0.2},
+            {"method": "torch, two logsumexp", **shape, "graph": True, "seconds": 4e-4}]
+    cell = {"cost": "squared Euclidean", "n": 16384, "d": 128, "status": "ok"}
+    free = [{"method": "uotlib sinkhorn", **cell, "seconds": 1e-3, "error": 1e-4, "correct": True},
+            {"method": "flash-sinkhorn, alternating, tf32", **cell, "seconds": 5e-4, "error": 0.2, "status": "wrong"}]
+    target = {"n": 4096, "eps": 1e-2, "convention": "kl"}
+    ways = [{"method": "uotlib auto", **target, "seconds": 1e-3, "status": "ok"},
+            {"method": "uotlib auto", **target | {"convention": "entropy"}, "seconds": 2e-3, "status": "ok"},
+            {"method": "OTT-JAX, lse", **target | {"convention": "entropy"}, "seconds": 8e-3, "status": "ok"},
+            {"method": "GeomLoss", **target, "seconds": 9e-3, "status": "slow", "violation": 0.13}]
+    record.add(current, "arrival", isolated.Ending("done", ways), 1.0)
+    record.add(current, "dense", isolated.Ending("done", rows), 1.0)
+    record.add(current, "features", isolated.Ending("done", free), 1.0)
+    return current
+
+
+def test_the_table_of_a_record(tmp_path):
+    record.write(measured(), tmp_path / "some-gpu-9.json")
+    record.write(record.begin({"device": "x"}, rehearsal=True), tmp_path / "rehearsal.json")
+    text = table.content(table.records(tmp_path))
+    assert "**Some GPU 9**\n" in text
+    assert "| **uotlib** | 20 µs (80% of a copy's bytes/s) |" in text
+    assert "| torch | 20 |" in text
+    assert "| **uotlib** | 1 ms, error 1e-04 |" in text
+    assert "| OTT-JAX |  | 4.0 |" in text  # of the library's time in the same convention
+    assert "| GeomLoss |  | > 9.0 (is at 0.1) |" in text
+    assert "| flash-sinkhorn, alternating, tf32 | 0.5, error 2e-01 |" in text
+    assert "commit abcdef0." in text
+    assert "older than the kernels" not in text
+    assert "older than the kernels" in table.content([measured(kernels="0")])
+
+
+def test_records_do_not_say_where_they_were_made(tmp_path):
+    current = measured()
+    trace = f'File "{ROOT}/uotlib/api.py"\nFile "{sys.prefix}/lib/x.py"'
+    row = {"method": "uotlib", "status": "failed", "trace": trace}
+    record.add(current, "small", isolated.Ending("done", [row]), 1.0)
+    record.write(current, tmp_path / "record.json")
+    found = record.read(tmp_path / "record.json")
+    assert found["sections"]["small"]["rows"][0]["trace"] == 'File "uotlib/api.py"\nFile "lib/x.py"'
+    assert found["wrong"] == 1
+
+
+def test_a_changed_kernel_changes_the_hash(tmp_path):
+    file = tmp_path / "uotlib" / "kernels" / "sweep.py"
+    file.parent.mkdir(parents=True)
+    hashes = []
+    for text in ("one", "two", "one"):
+        file.write_text(text)
+        hashes.append(environment.digest(environment.KERNELS, tmp_path))
+    assert hashes[0] == hashes[2] != hashes[1]
+
+
+def test_the_readme_holds_what_the_records_give(capsys):
+    assert table.main(["--check"]) == 0, capsys.readouterr().err
+
+
+def test_without_records_the_readme_says_so(tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{table.BEGIN}\nold\n{table.END}\nafter\n")
+    arguments = ["--results", str(tmp_path / "none"), "--readme", str(readme)]
+    assert table.main([*arguments, "--check"]) == 1
+    assert table.main(arguments) == 0
+    assert readme.read_text() == f"before\n{table.BEGIN}\n{table.NOTHING}{table.END}\nafter\n"
+    assert "python -m benchmarks.gpu" in table.NOTHING

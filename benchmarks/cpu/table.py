@@ -70,7 +70,7 @@ def _ours(rows: Sequence[Row], target: Target) -> str:
 
 def _iteration(rows: Sequence[Row], name: str) -> str:
     ratios = [row.of_ours for row in rows if row.case == "iteration" and row.method == name and row.of_ours]
-    return _ratio(min(ratios)) if ratios else ""
+    return ratio(min(ratios)) if ratios else ""
 
 
 def _cell(rows: Sequence[Row], name: str, target: Target, n: int) -> str:
@@ -83,8 +83,8 @@ def _cell(rows: Sequence[Row], name: str, target: Target, n: int) -> str:
     if arrived is None:
         row = min(mine, key=lambda row: row.plan_error or 0.0)
         return "zero plan" if row.status == "zero plan" else f"wrong: plan error {row.plan_error:.2g}"
-    ratio = _ratio(arrived.of_ours or 0.0)
-    return ratio if arrived.status == "reached" else f"> {ratio} (is at {_short(arrived.violation or 0.0)})"
+    multiple = ratio(arrived.of_ours or 0.0)
+    return multiple if arrived.status == "reached" else f"> {multiple} (is at {_short(arrived.violation or 0.0)})"
 
 
 def _gradient(rows: Sequence[Row], name: str) -> str:
@@ -95,10 +95,11 @@ def _gradient(rows: Sequence[Row], name: str) -> str:
     if name == NAME:
         return f"1 (backward {backward_of_forward(row) or 0.0:.1f} × forward)"
     wrong = f" (gradient wrong by {row.gradient_error:.1g})" if row.status == "wrong" else ""
-    return _ratio(row.of_ours or 0.0) + wrong
+    return ratio(row.of_ours or 0.0) + wrong
 
 
-def _ratio(value: float) -> str:
+def ratio(value: float) -> str:
+    """A multiple with two digits."""
     return f"{value:.1f}" if value < 9.95 else f"{value:.0f}"
 
 
@@ -110,12 +111,28 @@ def _short(value: float) -> str:
     return f"{value:.1g}" if value >= 1e-3 else f"{value:.0e}"
 
 
-def replace(text: str, content: str) -> str:
+def replace(text: str, content: str, markers: tuple[str, str] = (BEGIN, END)) -> str:
     """The text with what is between the markers replaced."""
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
+    begin, end = markers
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
         raise ValueError("README.md must have the two markers of the table once each, in order")
-    before, rest = text.split(BEGIN)
-    return f"{before}{BEGIN}\n{content}{END}{rest.split(END)[1]}"
+    before, rest = text.split(begin)
+    return f"{before}{begin}\n{content}{end}{rest.split(end)[1]}"
+
+
+def put(readme: Path, content: str, markers: tuple[str, str], command: str, check: bool) -> int:
+    """Write between the markers, or only look whether that is there; what was found, in a line and as exit status."""
+    text = readme.read_text()
+    wanted = replace(text, content, markers)
+    if text == wanted:
+        print(f"{readme.name}: the table is current")
+        return 0
+    if check:
+        print(f"{readme.name}: the table is not what the results give: {command}", file=sys.stderr)
+        return 1
+    readme.write_text(wanted)
+    print(f"{readme.name}: table written")
+    return 0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -124,18 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--readme", type=Path, default=README)
     parser.add_argument("--check", action="store_true", help="only say whether the table is what the CSV gives")
     chosen = parser.parse_args(arguments)
-    text = chosen.readme.read_text()
-    wanted = replace(text, table(*read(chosen.csv)))
-    if text == wanted:
-        print(f"{chosen.readme.name}: the table is current")
-        return 0
-    if chosen.check:
-        print(f"{chosen.readme.name}: the table is not what {chosen.csv.name} gives: python -m benchmarks.cpu.table",
-              file=sys.stderr)
-        return 1
-    chosen.readme.write_text(wanted)
-    print(f"{chosen.readme.name}: table written")
-    return 0
+    return put(chosen.readme, table(*read(chosen.csv)), (BEGIN, END), "python -m benchmarks.cpu.table", chosen.check)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,16 @@
-"""What the device can do: copy and read bandwidth, exponentials, L2, a grid-wide barrier.  Measured, never quoted."""
+"""What the device can do: copies, reads, L2, exponentials, a grid-wide barrier, products.  Measured, never quoted."""
 
 # mypy: disable-error-code="no-untyped-def"
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
 import torch
 import triton
 import triton.language as tl
 
-from .timing import graph_us
-
-CHAINS, STEPS = 8, 512
+from .stage import Row, Stage
+from .timing import Call
 
 
 @triton.jit
@@ -53,7 +52,7 @@ def barrier_kernel(counter, failures, programs, ROUNDS: tl.constexpr):
     tl.store(failures + tl.program_id(0), lost)
 
 
-def read_call(source: torch.Tensor, multiprocessors: int) -> Any:
+def read_call(source: torch.Tensor, multiprocessors: int) -> Call:
     """A call that reads a contiguous tensor once."""
     block, programs = 4096, 2 * multiprocessors
     share = -(-source.numel() // (programs * block)) * block
@@ -62,37 +61,69 @@ def read_call(source: torch.Tensor, multiprocessors: int) -> Any:
     return lambda: kernel(source, out, source.numel(), share, BLOCK=block, STAGES=4, num_warps=8, enable_fp_fusion=True)
 
 
-def measure(device: torch.device, multiprocessors: int, l2_bytes: int) -> dict[str, float | None]:
-    """The ceilings, in bytes or operations a second, and microseconds a barrier (None where it failed)."""
-    record: dict[str, float | None] = {}
-    source, target = torch.randn(2, 1 << 28, device=device)
-    record["copy_bytes_per_s"] = 2e6 * source.nbytes / graph_us([lambda: target.copy_(source)])
-    record["read_bytes_per_s"] = 1e6 * source.nbytes / graph_us([read_call(source, multiprocessors)])
-
-    resident = torch.randn(37 << 18, device=device)
-    record["l2_resident_bytes"] = resident.nbytes
-    record["l2_bytes"] = l2_bytes
-    record["l2_read_bytes_per_s"] = 1e6 * resident.nbytes / graph_us([read_call(resident, multiprocessors)] * 20)
-
-    block, programs = 1024, 8 * multiprocessors
-    values, out = torch.rand(block * programs, device=device), torch.empty(block * programs, device=device)
-    exponentials = graph_us([lambda: exponential_kernel[(programs,)](values, out, BLOCK=block, STEPS=STEPS, num_warps=4,
-                                                                     enable_fp_fusion=True)])
-    record["exp2_per_s"] = 1e6 * block * programs * STEPS / exponentials
-
-    record["barrier_us"] = _barrier(device, multiprocessors)
-    return record
+def measure(stage: Stage) -> None:
+    """One row a ceiling: bytes or operations a second, or seconds."""
+    multiprocessors = stage.hardware["multiprocessors"] or 2
+    measures: dict[str, Callable[[], Row]] = {
+        "copy_bytes_per_s": lambda: _copy(stage), "read_bytes_per_s": lambda: _read(stage, multiprocessors),
+        "l2_read_bytes_per_s": lambda: _cached(stage, multiprocessors),
+        "exp2_per_s": lambda: _exponentials(stage, multiprocessors),
+        "barrier_s": lambda: _barrier(stage, stage.choose(multiprocessors, 1)),
+        "matmul_float32_flop_per_s": lambda: _product(stage, torch.float32, "ieee"),
+        "matmul_tf32_flop_per_s": lambda: _product(stage, torch.float32, "tf32"),
+        "matmul_bfloat16_flop_per_s": lambda: _product(stage, torch.bfloat16, "ieee"),
+    }
+    for name, found in measures.items():
+        stage.row({"ceiling": name}, found)
 
 
-def _barrier(device: torch.device, programs: int) -> float | None:
-    counter = torch.zeros(1, dtype=torch.int32, device=device)
-    failures = torch.zeros(programs, dtype=torch.int32, device=device)
+def _copy(stage: Stage) -> Row:
+    """Read and written bytes, both counted."""
+    source, target = torch.randn(2, stage.choose(1 << 28, 1 << 10), device=stage.device)
+    return {"value": 2 * source.nbytes / stage.timer.graph([lambda: target.copy_(source)])}
+
+
+def _read(stage: Stage, multiprocessors: int) -> Row:
+    source = torch.randn(stage.choose(1 << 28, 1 << 13), device=stage.device)
+    return {"value": source.nbytes / stage.timer.graph([read_call(source, multiprocessors)])}
+
+
+def _cached(stage: Stage, multiprocessors: int) -> Row:
+    resident = torch.randn(stage.choose(37 << 18, 1 << 12), device=stage.device)
+    seconds = stage.timer.graph([read_call(resident, multiprocessors)] * stage.choose(20, 2))
+    return {"value": resident.nbytes / seconds, "bytes": resident.nbytes, "l2_bytes": stage.hardware["l2_bytes"]}
+
+
+def _exponentials(stage: Stage, multiprocessors: int) -> Row:
+    block, programs, steps = 1024, stage.choose(8, 1) * multiprocessors, stage.choose(512, 2)
+    values, out = torch.rand(block * programs, device=stage.device), torch.empty(block * programs, device=stage.device)
+    seconds = stage.timer.graph([lambda: exponential_kernel[(programs,)](
+        values, out, BLOCK=block, STEPS=steps, num_warps=4, enable_fp_fusion=True)])
+    return {"value": block * programs * steps / seconds}
+
+
+def _barrier(stage: Stage, programs: int) -> Row:
+    """Seconds of a grid-wide barrier, from the difference of many and few."""
+    counter = torch.zeros(1, dtype=torch.int32, device=stage.device)
+    failures = torch.zeros(programs, dtype=torch.int32, device=stage.device)
+    few, many = stage.choose((20, 220), (1, 2))
     times = {}
-    for rounds in (20, 220):
+    for rounds in (few, many):
         def call(rounds: int = rounds) -> None:
             counter.zero_()
             barrier_kernel[(programs,)](counter, failures, programs, ROUNDS=rounds, num_warps=4, enable_fp_fusion=True)
-        times[rounds] = graph_us([call])
+        times[rounds] = stage.timer.graph([call])
         if int(failures.sum()):
-            return None
-    return (times[220] - times[20]) / 200
+            raise RuntimeError("not every program was resident, or a barrier was passed early")
+    return {"value": (times[many] - times[few]) / (many - few)}
+
+
+def _product(stage: Stage, dtype: torch.dtype, precision: str) -> Row:
+    n = stage.choose(8192, 16)
+    one, other = torch.randn(2, n, n, device=stage.device).to(dtype)
+    matmul, before = torch.backends.cuda.matmul, torch.backends.cuda.matmul.fp32_precision
+    matmul.fp32_precision = precision
+    try:
+        return {"value": 2 * n**3 / stage.timer.graph([lambda: one @ other])}
+    finally:
+        matmul.fp32_precision = before

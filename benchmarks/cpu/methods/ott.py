@@ -49,7 +49,7 @@ def linear_problem(problem: Problem, setting: Setting) -> Any:
     from ott.geometry import epsilon_scheduler, geometry
     from ott.problems.linear import linear_problem as linear
 
-    cost, a, b = (jnp.asarray(tensor.numpy()) for tensor in problem.arguments(
+    cost, a, b = (jnp.asarray(tensor.cpu().numpy()) for tensor in problem.arguments(
         torch.float64 if setting.x64 else torch.float32))
     eps = problem.reg
     schedule = epsilon_scheduler.Epsilon(eps, init=max(1.0, setting.start / eps), decay=setting.decay)

@@ -1,0 +1,28 @@
+"""The compiled extension, built in place, and what the package says of itself."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from functools import partial
+
+from .environment import ROOT
+from .stage import Row, Stage
+
+#: Seconds that the build may take.
+LIMIT = 70
+
+
+def measure(stage: Stage) -> None:
+    """A rehearsal takes the extension as it is."""
+    if not stage.rehearsing:
+        stage.row({"step": "setup.py build_ext"}, partial(_run, "setup.py", "-q", "build_ext", "--inplace"))
+    stage.row({"step": "uotlib.info"}, partial(_run, "-m", "uotlib.info"))
+
+
+def _run(*words: str) -> Row:
+    begin = time.perf_counter()
+    run = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, timeout=LIMIT, check=False)
+    text = run.stdout if run.returncode == 0 else run.stdout + run.stderr
+    return {"correct": run.returncode == 0, "seconds": time.perf_counter() - begin, "output": text[-1500:]}
