@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <tuple>
 
 #include "cpu/conjugate.h"
 #include "cpu/flush.h"
@@ -17,6 +18,7 @@ namespace py = pybind11;
 namespace {
 
 using Address = std::uintptr_t;
+using Strided = std::tuple<Address, std::int64_t, std::int64_t>;  // strides of the batch and of the rows, in entries
 
 const double* vector(Address address) { return reinterpret_cast<const double*>(address); }
 double* result(Address address) { return reinterpret_cast<double*>(address); }
@@ -101,8 +103,8 @@ void panel(const Cost& cost, Address log_u, Address log_v, Address plan) {
 
 // W, its sums and its products; `columns`: W' times the factor and nothing else.
 void weigh(const Cost& cost, Address log_u, Address log_v, Address left, Address right, std::int64_t rank,
-           Address row_sum, Address col_sum, Address out, std::int64_t batch_stride, std::int64_t row_stride,
-           Address scale, Address factor, Address product, std::int64_t factor_columns, bool columns) {
+           Address row_sum, Address col_sum, Address out, std::int64_t batch_stride, std::int64_t row_stride, bool add,
+           Address scale, Strided factor, Strided product, std::int64_t factor_columns, bool columns) {
   uot::Job job = cost.job();
   job.log_u = vector(log_u);
   job.log_v = vector(log_v);
@@ -114,11 +116,26 @@ void weigh(const Cost& cost, Address log_u, Address log_v, Address left, Address
   job.plan = reinterpret_cast<void*>(out);
   job.plan_batch_stride = batch_stride;
   job.plan_row_stride = row_stride;
+  job.plan_added = add;
   job.plan_scale = vector(scale);
-  job.factor = reinterpret_cast<const void*>(factor);
-  job.product = reinterpret_cast<void*>(product);
+  job.factor = reinterpret_cast<const void*>(std::get<0>(factor));
+  job.product = reinterpret_cast<void*>(std::get<0>(product));
   job.factor_columns = factor_columns;
+  std::tie(std::ignore, job.factor_batch_stride, job.factor_row_stride) = factor;
+  std::tie(std::ignore, job.product_batch_stride, job.product_row_stride) = product;
   run(columns ? uot::Operation::kWeighColumns : uot::Operation::kWeigh, cost, job);
+}
+
+// left right, to where the cost is to be.
+void product(const Cost& cost, Address left, Address right, std::int64_t rank) {
+  uot::Job job = cost.job();
+  job.left = reinterpret_cast<const void*>(left);
+  job.right = reinterpret_cast<const void*>(right);
+  job.rank = rank;
+  job.plan = reinterpret_cast<void*>(cost.data);
+  job.plan_batch_stride = cost.batch_stride;
+  job.plan_row_stride = cost.row_stride;
+  run(uot::Operation::kProduct, cost, job);
 }
 
 // That part of an adjoint's job which its passes share.
@@ -153,7 +170,7 @@ void eliminate(const Cost& cost, Address log_x, Address log_y, Address row_root,
 std::unique_ptr<uot::ConjugateGradients> conjugate_gradients(
     const Cost& cost, Address log_x, Address log_y, Address row_diagonal, Address empty, Address col_diagonal,
     Address preconditioner, Address root, Address rhs, Address exact, double tol, std::int64_t max_iter, Address answer,
-    Address residual) {
+    Address residual, Address through) {
   uot::AdjointTask task{};
   task.cost = adjoint_job(cost, log_x, log_y);
   task.cost.row_diagonal = vector(row_diagonal);
@@ -168,6 +185,7 @@ std::unique_ptr<uot::ConjugateGradients> conjugate_gradients(
   task.max_iter = max_iter;
   task.answer = result(answer);
   task.residual = result(residual);
+  task.through = result(through);
   return std::make_unique<uot::ConjugateGradients>(task, cost.threads);
 }
 
@@ -206,6 +224,7 @@ PYBIND11_MODULE(_C, module) {
   module.def("panel", &panel);
   module.def("block_min", &block_min);
   module.def("weigh", &weigh);
+  module.def("product", &product);
   module.def("schur", &schur);
   module.def("eliminate", &eliminate);
   py::class_<uot::ConjugateGradients>(module, "ConjugateGradients")

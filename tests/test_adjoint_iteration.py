@@ -37,10 +37,10 @@ def captured(monkeypatch, solution: uotlib.Solution, loss: Tensor) -> tuple[Scal
     seen: list[tuple[Scaled, Tensor, Tensor, Tensor]] = []
     solve = adjoint._conjugate_gradients
 
-    def watch(system: Scaled, rhs: Tensor, tol: float, max_iter: int) -> tuple[Tensor, Tensor]:
-        answer, residual = solve(system, rhs, tol, max_iter)
+    def watch(system: Scaled, rhs: Tensor, tol: float, max_iter: int) -> tuple[Tensor, Tensor, Tensor]:
+        answer, residual, through = solve(system, rhs, tol, max_iter)
         seen.append((system, rhs, answer, residual))
-        return answer, residual
+        return answer, residual, through
 
     with monkeypatch.context() as patch:
         patch.setattr(adjoint, "_conjugate_gradients", watch)
@@ -115,19 +115,28 @@ def test_what_both_marginals_leave_open_is_chosen(monkeypatch):
 def test_steps_are_counted(monkeypatch):
     system, rhs, answer, _ = system_of(monkeypatch)
     for steps in (0, 1, 3):
-        ours, left = NATIVE.conjugate_gradients(system, system.solved.kernel.matrix, rhs, 1e-12, steps)
+        ours, left, _ = NATIVE.conjugate_gradients(system, system.solved.kernel.matrix, rhs, 1e-12, steps)
         assert (left > 1e-12).all()
         with monkeypatch.context() as patch:
             patch.setattr(NativeBackend, "conjugate_gradients", Backend.conjugate_gradients)
-            theirs, their_left = adjoint._conjugate_gradients(system, rhs, 1e-12, steps)
+            theirs, their_left, _ = adjoint._conjugate_gradients(system, rhs, 1e-12, steps)
         torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-10 * float(answer.abs().max()))
         torch.testing.assert_close(left, their_left, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("settings", [{}, {"batch": (3,)}, {"reg_m": (INF, INF)}])
+def test_product_with_the_answer_is_kept(settings, monkeypatch):
+    """The sum of the steps' products is the product of their sum."""
+    system, rhs, *_ = system_of(monkeypatch, **settings)
+    answer, _, through = NATIVE.conjugate_gradients(system, system.solved.kernel.matrix, rhs, 1e-10, 1000)
+    torch.testing.assert_close(through, adjoint.system_product(system, answer, side=0), rtol=1e-9,
+                               atol=1e-11 * float(through.abs().max()))
 
 
 def test_nothing_asked_is_answered_by_nothing(monkeypatch):
     system, rhs, *_ = system_of(monkeypatch, batch=(2,))
     rhs = torch.stack([rhs[0], torch.zeros_like(rhs[1])])
-    answer, residual = NATIVE.conjugate_gradients(system, system.solved.kernel.matrix, rhs, 1e-8, 1000)
+    answer, residual, _ = NATIVE.conjugate_gradients(system, system.solved.kernel.matrix, rhs, 1e-8, 1000)
     assert float(answer[0].abs().max()) > 0
     assert not answer[1].any()
     assert residual[1] == 0
@@ -151,7 +160,7 @@ def test_skipped_blocks_change_nothing_that_rounding_does_not(dtype, monkeypatch
     assert 0.3 < float(system.empty.double().mean()) < 1
     assert (residual <= tol).all()
     system.empty = None
-    whole, _ = NATIVE.conjugate_gradients(system, system.solved.kernel.matrix, rhs, tol, 1000)
+    whole, _, _ = NATIVE.conjugate_gradients(system, system.solved.kernel.matrix, rhs, tol, 1000)
     # The smallest eigenvalue is about eps / tau.
     atol = 1e3 * max(tol, UNIT[dtype]) * float(whole.abs().max())
     torch.testing.assert_close(answer, whole, rtol=0, atol=atol)

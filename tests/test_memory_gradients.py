@@ -48,7 +48,7 @@ def measured(code: str) -> float:
 
 
 def test_adjoint_solve_takes_vectors_only():
-    """No block of the plan: column sums of 64 slabs, three of the elimination, are 4.7 % of the cost."""
+    """No block of the plan: three column sums of 32 slabs, of the elimination, are 2.3 % of the cost."""
     share = measured("""
         from uotlib.gradients import potentials
         solve_adjoint = potentials.solve_adjoint
@@ -67,11 +67,14 @@ def test_adjoint_solve_takes_vectors_only():
             solution = uotlib.unbalanced_sinkhorn(part, a, a.detach(), reg=0.05, reg_m=1.0, tol=1e-3, backend="native")
             solution.f.sin().sum().backward()
     """)
-    assert 0 < share < 0.07
+    assert 0 < share < 0.045
 
 
 def test_forward_and_backward_take_the_cost_once():
-    """Features in, barycentric projection out: the cost, and beside it blocks, features and their gradients."""
+    """Features in, barycentric projection out: the cost, and a tenth for features, their gradients and vectors.
+
+    From run to run, the allocator keeps a hundredth more or less.
+    """
     share = measured("""
         draw = torch.Generator().manual_seed(0)
 
@@ -88,4 +91,4 @@ def test_forward_and_backward_take_the_cost_once():
         run(N)
         print(extra())
     """)
-    assert 0.9 < share <= 1.5
+    assert 0.9 < share <= 1.11

@@ -78,6 +78,35 @@ def test_products(backend, weighed, shape, dtype):
         assert bool(((found - 1 - product).abs() <= RTOL[dtype] * (bound + 1) * 8).all())
 
 
+@pytest.mark.parametrize("rank", [2, 9])
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_entries_alone_and_added(backend, rank):
+    """Without sums, and onto what is there."""
+    cost, log_u, log_v, reg, left, right = drawn(37, 530, rank, torch.float64, batch=2)
+    given, out = (cost, log_u, log_v, reg, left, right, None, None), torch.full((2, 37, 530), torch.nan).double()
+    weight, size = exact(*given[:6])
+    for times in (1, 2):
+        BACKENDS[backend].weigh(*given, out=out, add=times > 1)
+        assert bool(((out - times * weight).abs() <= 1e-13 * (size + 1)).all())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(1, 1, 1), (7, 41, 2), (33, 1030, 66), (130, 17, 130), (5, 6, 0)])
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_products_of_features(backend, shape, dtype):
+    """To rows of a larger tensor."""
+    n, m, depth = shape
+    rng = generator(2)
+    left, right = (torch.randn(2, *size, generator=rng, dtype=torch.float64).to(dtype)
+                   for size in ((n + 3, depth), (depth, m)))
+    out = torch.full((2, n + 5, m), torch.nan, dtype=dtype)
+    BACKENDS[backend].product(left[:, 3:], right, out[:, 2 : n + 2])
+    expected, size = left[:, 3:].double() @ right.double(), left[:, 3:].double().abs() @ right.double().abs()
+    assert bool(((out[:, 2 : n + 2] - expected).abs() <= RTOL[dtype] * size).all())
+    assert bool(out[:, :2].isnan().all())
+    assert bool(out[:, n + 2 :].isnan().all())
+
+
 def test_rows_of_a_larger_tensor_and_shared_costs():
     """A cost and a result with strides of their own; problems that share a cost."""
     cost, log_u, log_v, reg, left, right = drawn(30, 45, 2, torch.float32, batch=3)
@@ -124,6 +153,8 @@ def test_bad_calls_are_refused():
         NATIVE.weigh(cost, log_u, log_v, reg, left, right, rows, cols, factor=left, product=left.clone())
     with pytest.raises(ValueError, match="left and right, and factor and product, belong together"):
         NATIVE.weigh(cost, log_u, log_v, reg, left, None, rows, cols)
+    with pytest.raises(ValueError, match=r"right must be float32 of shape \(1, 2, 6\).*\(1, 6, 2\)"):
+        NATIVE.product(left, right, cost)
     with pytest.raises(TypeError, match="col_sum is added to in place: it must be float64"):
         NATIVE.weigh(cost, log_u, log_v, reg, left, right, rows, cols.float())
 

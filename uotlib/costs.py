@@ -13,7 +13,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -343,9 +343,34 @@ def broadcast_batches(one: torch.Size, other: torch.Size) -> torch.Size:
 
 def unit_vectors(features: Tensor) -> Tensor:
     """Features divided by their length; zero, with zero gradient, where there is no direction."""
+    if features.requires_grad and not values_hidden(features):
+        return _UnitVectors.apply(features)
+    return features * _inverse_lengths(features)
+
+
+def _inverse_lengths(features: Tensor) -> Tensor:
     length = torch.linalg.vector_norm(features, dim=-1, keepdim=True)
     some = length > 0
-    return features * torch.where(some, 1 / torch.where(some, length, 1.0), 0.0)
+    return torch.where(some, 1 / torch.where(some, length, 1.0), 0.0)
+
+
+class _UnitVectors(torch.autograd.Function):
+    """`unit_vectors`, whose backward makes no tensor of the features' size but its result."""
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor) -> Tensor:
+        inverse = _inverse_lengths(features)
+        ctx.save_for_backward(features, inverse)
+        return features * inverse
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        features, inverse = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return torch.autograd.grad(features * _inverse_lengths(features), features, grad, create_graph=True)[0]
+        with full_precision_matmul(grad.device):
+            along = torch.matmul(grad[..., None, :], features[..., None])[..., 0]
+        return (grad * inverse).addcmul_(features, along * inverse**3, value=-1)
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .backends.base import LOST_TERMS, WEAK_COLUMN, Backend, log_scaling
 from .backends.features import Features
-from .costs import Cost
+from .costs import Cost, InnerProductCost
 from .tracing import lazy
 
 #: Rows of the cost that its spread is taken from.
@@ -32,8 +32,14 @@ def cost_matrix(cost: Cost, prepared: tuple[Tensor, ...], n: int, m: int, dtype:
     matrix = torch.empty(count, n, m, dtype=dtype, device=prepared[0].device)
     limit = block_bytes if backend.asynchronous else min(block_bytes, PANEL_BYTES)
     step = max(1, limit // max(1, count * m * 16))
-    for start in range(0, n, step):
-        rows = slice(start, start + step)
+    blocks = [slice(start, start + step) for start in range(0, n, step)]
+    if isinstance(cost, InnerProductCost) and prepared[0].dtype == dtype:
+        x, z = prepared[0], prepared[1].mT.contiguous()
+        for rows in blocks:
+            backend.product(x[:, rows], z, matrix[:, rows])
+            cost.finish(matrix[:, rows])
+        return matrix
+    for rows in blocks:
         matrix[:, rows] = cost.block(prepared, rows, dtype)
     return matrix
 

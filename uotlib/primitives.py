@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from . import batching, matches
-from .gradients import potentials, products, second, unrolled, value
+from .gradients import joined, potentials, products, second, unrolled, value
 from .gradients.solved import COST, Solved
 from .primitive import Backward, Primitive
 from .problem import Problem
@@ -29,6 +29,9 @@ _GRADIENTS: dict[str, Callable[[Solved, Sequence[Tensor], Sequence[int], Sequenc
     "value": lambda solved, given, numbers, needs: value.envelope_gradients(solved, given[0], needs),
     "product": lambda solved, given, numbers, needs:  # given[1] would be the gradient of the sums, a constant
         products.product_gradients(solved, given[0], given[2], given[3], given[4], numbers[0], bool(numbers[1]), needs),
+    "potentials_and_product": lambda solved, given, numbers, needs:
+        joined.potentials_and_product_gradients(solved, given[0], given[1], given[2], given[4], given[7], given[8],
+                                                numbers[0], bool(numbers[1]), needs),
     "marginal": lambda solved, given, numbers, needs:
         products.marginal_gradients(solved, given[0], numbers[0], needs),
     "plan": lambda solved, given, numbers, needs: products.dense_plan_gradients(solved, given[0], needs),
@@ -139,6 +142,13 @@ _product = _differentiable(
     "product", ", Tensor v, int side, bool normalised", "(Tensor, Tensor)", products.product,
     lambda shapes, v, side, normalised: (v.new_empty(shapes.batch, shapes.points(side), v.shape[2]),
                                          v.new_empty(shapes.batch, shapes.points(side))), keeps_results=True)
+_potentials_and_product = _differentiable(
+    "potentials_and_product", ", Tensor v, int side, bool normalised", "(Tensor, Tensor, Tensor, Tensor)",
+    joined.potentials_and_product,
+    lambda shapes, v, side, normalised: (
+        shapes.vector(shapes.batch, shapes.n), shapes.vector(shapes.batch, shapes.m),
+        v.new_empty(shapes.batch, shapes.points(side), v.shape[2]), v.new_empty(shapes.batch, shapes.points(side))),
+    keeps_results=True)
 _marginal = _differentiable(
     "marginal", ", int side", "Tensor", products.marginal,
     lambda shapes, side: shapes.vector(shapes.batch, shapes.points(side)))
@@ -185,6 +195,11 @@ class State:
 
     def product(self, inputs: Sequence[Tensor], v: Tensor, side: int, normalised: bool) -> Tensor:
         return _product(list(inputs), *self.arguments, v, side, normalised)[0]
+
+    def potentials_and_product(self, inputs: Sequence[Tensor], v: Tensor, side: int,
+                               normalised: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """f, g and the product: one node of the graph, whose backward is one adjoint solve for what is made of them."""
+        return _potentials_and_product(list(inputs), *self.arguments, v, side, normalised)[:3]
 
     def marginal(self, inputs: Sequence[Tensor], side: int) -> Tensor:
         return _marginal(list(inputs), *self.arguments, side)

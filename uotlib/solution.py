@@ -38,10 +38,15 @@ class Solution:
     def __init__(self, problem: Problem, prepared: tuple[Tensor, ...], matrix: Tensor | None, settings: Settings,
                  outcome: Outcome, grad: str, steps: int | None = None,
                  start: tuple[Tensor, Tensor] | None = None) -> None:
-        self._problem, self._prepared, self._matrix, self._settings = problem, prepared, matrix, settings
+        self._problem, self._matrix, self._settings = problem, matrix, settings
         self._outcome, self._pair, self._grad, self._steps, self._start = outcome, outcome.pair, grad, steps, start
         self._attached = grad != "none" and torch.is_grad_enabled() and any(
             differentiated(tensor) for _, tensor in problem.named)
+        self._prepared: tuple[Tensor, ...] | None = prepared
+        # Beside the matrix that was built from them, features as prepared are for gradients alone: the graph of the
+        # first output has them, until its backward.  (Making them anew may wait for a GPU.)
+        self._passed_on = (self._attached and matrix is not None and problem.cost.bilinear and not problem.hidden
+                           and problem.device.type == "cpu")
         self._versions = None if problem.hidden else [version_of(tensor) for _, tensor in problem.named]
 
     @property
@@ -90,7 +95,7 @@ class Solution:
         with _attaching():
             if self._grad == "unrolled":
                 return self._scalar(unrolled_value(self._state, self._inputs, self._pair))
-            inputs = [*self._problem.inputs, self._pair.f, self._pair.g, *self._prepared]
+            inputs = self._inputs_with(self._pair.f, self._pair.g)
             return self._scalar(self._state.value(inputs, self._grad == "implicit"))
 
     @property
@@ -111,13 +116,13 @@ class Solution:
         whose change has <T'1, dg> = 0.
         """
         with self._differentiably("f"):
-            return self._vector(self._inputs[5])
+            return self._vector(self._potentials[0])
 
     @property
     def g(self) -> Tensor:
         """Column potential, (..., m); +inf for a column that no row reaches.  See `f`."""
         with self._differentiably("g"):
-            return self._vector(self._inputs[6])
+            return self._vector(self._potentials[1])
 
     @property
     def row_mass(self) -> Tensor:
@@ -204,16 +209,28 @@ class Solution:
     @property
     def _constants(self) -> list[Tensor]:
         """What outputs are functions of, detached: a, b, reg, tau_a, tau_b, f, g and the cost's tensors."""
-        inputs = (*self._problem.inputs, self._pair.f, self._pair.g, *self._prepared)
-        return [tensor.detach() for tensor in inputs]
+        return [tensor.detach() for tensor in self._inputs_with(self._pair.f, self._pair.g)]
+
+    @property
+    def _inputs(self) -> list[Tensor]:
+        """The same, attached."""
+        return self._inputs_with(*self._potentials) if self._attached else self._constants
+
+    def _inputs_with(self, f: Tensor, g: Tensor) -> list[Tensor]:
+        prepared = self._prepared
+        if prepared is None:
+            prepared = self._problem.cost.prepare(self._problem.dtype, self._problem.smallest_reg)
+        if self._passed_on:
+            self._prepared = None
+        return [*self._problem.inputs, f, g, *prepared]
 
     @lazy
-    def _inputs(self) -> list[Tensor]:
-        """The same, attached: f and g are one node of the graph."""
+    def _potentials(self) -> tuple[Tensor, Tensor]:
+        """f and g, one node of the graph."""
+        pair = self._pair
         if not self._attached:
-            return self._constants
-        problem, pair = self._problem, self._pair
-        inputs = [*problem.inputs, pair.f, pair.g, *self._prepared]
+            return pair.f, pair.g
+        inputs = self._inputs_with(pair.f, pair.g)
         if self._grad == "unrolled":
             start = torch.zeros_like(pair.g) if self._start is None else self._start[1]
             n_iter = self.n_iter.reshape(-1)
@@ -221,15 +238,13 @@ class Solution:
                 raise ValueError("grad='unrolled' needs tol=0 under torch.compile and torch.func, where the number of "
                                  "iterations cannot be looked at")
             most = self._steps if self._steps is not None else int(n_iter.max()) if n_iter.numel() else 0
-            f, g = unrolled_potentials(self._state, inputs, start, n_iter, most)
-        else:
-            f, g = self._state.potentials(inputs)
-        return [*problem.inputs, f, g, *self._prepared]
+            return unrolled_potentials(self._state, inputs, start, n_iter, most)
+        return self._state.potentials(inputs)
 
     def _detached(self) -> Solution:
         """The same solution, every output a constant."""
         constant = copy.copy(self)
-        for name in ("_value", "_transport_cost", "_inputs"):
+        for name in ("_value", "_transport_cost", "_potentials"):
             constant.__dict__.pop(name, None)
         constant._attached = False
         return constant
@@ -241,9 +256,17 @@ class Solution:
             problem = self._problem
             matrix = (operand[:, None] if v.ndim == 1 else operand).to(problem.dtype)
             matrix = matrix.expand(*problem.batch_shape, *matrix.shape[-2:]).reshape(problem.batch, *matrix.shape[-2:])
-            product = self._state.product(self._inputs, matrix, side, normalised)
+            product = self._product_of(matrix, side, normalised)
             product = product.reshape(*problem.batch_shape, *product.shape[1:])
             return product[..., 0] if v.ndim == 1 else product
+
+    def _product_of(self, matrix: Tensor, side: int, normalised: bool) -> Tensor:
+        if not self._attached or self._grad != "implicit" or "_potentials" in self.__dict__:
+            return self._state.product(self._inputs, matrix, side, normalised)
+        inputs = self._inputs_with(self._pair.f, self._pair.g)
+        f, g, product = self._state.potentials_and_product(inputs, matrix, side, normalised)
+        self._potentials = f, g
+        return product
 
     def _operand(self, name: str, v: object, points: int) -> Tensor:
         """v, checked; without its gradient where gradients are off."""

@@ -58,7 +58,7 @@ template <class T> void load_operand(const Job& job, int64_t index, int) {
 }
 
 // One slab of rows.  With t = N p,
-//   Schur:      columns += N' (t / diagonal);
+//   Schur:      columns += N' (t / diagonal), and t itself where it is wanted;
 //   Eliminate:  diagonal_i = ratio t_i / root_i (ratio alone where the quotient is far from 1: `near_one` of
 //               backends/base.py), and columns += N' root, N' (side / diagonal), (N * N)' (1 / diagonal).
 // The former adds a tile to the column sums while it takes the exponentials of the next, as the sweep does; the latter
@@ -137,9 +137,11 @@ template <class T, bool Eliminate> class AdjointSlab {
 
   void scale(int64_t first, int64_t rows) {
     const double* diagonal = job_.row_diagonal + item_ * job_.n + first;
+    double* through = job_.row_out ? job_.row_out + item_ * job_.n + first : nullptr;
     for (int64_t r = 0; r < rows; ++r) {
-      const double weight = double(u_weight_[first + r]);
-      scale_[r] = splat(T(sum_[r] * weight / diagonal[r] * weight));
+      const double weight = double(u_weight_[first + r]), total = sum_[r] * weight;
+      if (through) through[r] = total;
+      scale_[r] = splat(T(total / diagonal[r] * weight));
     }
     pending_ = rows;
   }

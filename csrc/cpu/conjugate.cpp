@@ -7,6 +7,7 @@
 #include "batch.h"
 #include "operations.h"
 #include "padded.h"
+#include "scratch.h"
 
 namespace uot {
 namespace {
@@ -25,16 +26,16 @@ class System {
   // `threads` is how many will run a product.
   System(const AdjointTask& task, int threads)
       : task_(task), m_(task.cost.m), length_(padded(m_)), threads_(threads), job_(task.cost),
-        arena_(size_t(9 * (length_ * 8 + int64_t(kAlignment)))), inverse_(arena_, m_), null_(arena_, m_),
-        weight_(arena_, m_), x_(arena_, m_), residual_(arena_, m_), z_(arena_, m_), p_(arena_, m_), operand_(arena_, m_),
-        product_(arena_, m_) {
+        arena_(size_t(8 * (9 * length_ + padded(job_.n)) + 10 * int64_t(kAlignment))), inverse_(arena_, m_),
+        null_(arena_, m_), weight_(arena_, m_), x_(arena_, m_), residual_(arena_, m_), z_(arena_, m_), p_(arena_, m_),
+        operand_(arena_, m_), product_(arena_, m_), through_(arena_, job_.n) {
     job_.items = nullptr;
     job_.count = 1;
     job_.operand = operand_;
     job_.col_out = product_;
+    job_.row_out = through_;
     const int64_t bytes = lay_out(job_, Operation::kSchur, task.is_double, threads, nullptr);
-    scratch_.reset(std::aligned_alloc(kAlignment, size_t(bytes)));
-    if (!scratch_) throw std::bad_alloc();
+    scratch_ = scratch(size_t(bytes));
     lay_out(job_, Operation::kSchur, task.is_double, threads, scratch_.get());
     const PhaseList all = phases_of(job_, Operation::kSchur, task.is_double);
     for (int k = 0; k < all.count; ++k) {
@@ -66,6 +67,7 @@ class System {
     rate_ = task_.exact[index] ? 1 / norm : 0.0;
     residual_.assign(task_.rhs + index * m_, m_, 0.0);
     x_.fill(0.0);
+    std::fill_n(task_.through + index * job_.n, job_.n, 0.0);
     precondition();
     for (int64_t j = 0; j < length_; ++j) p_[j] = z_[j];
     first_ = size_;
@@ -84,6 +86,8 @@ class System {
         x_[j] += length * p_[j];
         residual_[j] -= length * product_[j];
       }
+      double* const through = task_.through + index_ * job_.n;
+      for (int64_t i = 0; i < job_.n; ++i) through[i] += length * scale_ * through_[i];
       precondition();
       const double momentum = size_ / before;
       for (int64_t j = 0; j < m_; ++j) p_[j] = z_[j] + momentum * p_[j];
@@ -107,15 +111,15 @@ class System {
     size_ = dot(residual_, z_, length_);
   }
 
-  // (column diagonal - N' N / row diagonal) p, and <p, that>.
+  // (column diagonal - N' N / row diagonal) p, and <p, that>; through_ is N p over scale_.
   double multiply() {
     double largest = 0;  // so that the type of the cost can hold the operand
     for (int64_t j = 0; j < m_; ++j) largest = std::max(largest, std::fabs(p_[j]));
-    const double scale = largest > 0 ? largest : 1.0;
-    for (int64_t j = 0; j < m_; ++j) operand_[j] = p_[j] / scale;
+    scale_ = largest > 0 ? largest : 1.0;
+    for (int64_t j = 0; j < m_; ++j) operand_[j] = p_[j] / scale_;
     product_.fill(0.0);
     run_phases(job_, pass_, threads_);
-    for (int64_t j = 0; j < m_; ++j) product_[j] = diagonal_[j] * p_[j] - scale * product_[j];
+    for (int64_t j = 0; j < m_; ++j) product_[j] = diagonal_[j] * p_[j] - scale_ * product_[j];
     return dot(p_, product_, length_);
   }
 
@@ -124,12 +128,12 @@ class System {
   const int threads_;
   Job job_;
   PhaseList setup_{}, pass_{};
-  std::unique_ptr<void, decltype(&std::free)> scratch_{nullptr, &std::free};
+  Scratch scratch_;
   Arena arena_;
-  Array inverse_, null_, weight_, x_, residual_, z_, p_, operand_, product_;
+  Array inverse_, null_, weight_, x_, residual_, z_, p_, operand_, product_, through_;
   const double* diagonal_ = nullptr;
   int64_t index_ = -1, steps_ = 0;
-  double rate_ = 0, size_ = 0, first_ = 0;
+  double rate_ = 0, size_ = 0, first_ = 0, scale_ = 1;
   bool running_ = false;
 };
 

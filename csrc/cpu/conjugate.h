@@ -18,6 +18,7 @@ struct AdjointTask {
   double tol;         // on the residual over rhs, both in the preconditioner's norm
   int64_t max_iter;
   double *answer, *residual;  // out
+  double* through;            // out, (count, n): N times the answer
 };
 
 class ConjugateGradients {

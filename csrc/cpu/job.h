@@ -18,6 +18,7 @@ constexpr int64_t kSkipColumns = 64;  // columns of a block that is skipped
 constexpr int64_t kChunk = 2048;      // entries of a vector that are one unit of work
 constexpr int64_t kBatchRows = 32;      // rows and columns of W that are made before they are multiplied; a stripe of
 constexpr int64_t kBatchColumns = 512;  // so many columns is one thread's in kWeighColumns
+constexpr int64_t kFewFactors = 4;      // rank up to which W's factors are multiplied entry by entry
 constexpr size_t kAlignment = 64;
 
 // Blocks of the cost that a sweep may skip, kTileRows x kSkipColumns, counted from its first row and column.
@@ -57,16 +58,17 @@ struct Job {
   uint8_t* empty_out;                 // (count, block_rows(n), block_columns(m)) 1 where N has nothing that matters, or
   const uint8_t* empty;               // null; as kEliminate finds it, and as kSchur then skips
 
-  // kWeigh's factors in the cost's type, (count, n, rank) and (count, rank, m); where `plan` has its rows, and what they
-  // are multiplied by, (count) or null.  `plan` may be null.
+  // kWeigh's and kProduct's factors in the cost's type, (count, n, rank) and (count, rank, m); where `plan` has its
+  // rows, and what they are multiplied by, (count) or null.  `plan`, and its sums row_out and col_out, may be null.
   const void *left, *right;
   int64_t rank, plan_batch_stride, plan_row_stride;
   const double* plan_scale;
-  // What W is multiplied by, (count, m, factor_columns), or for kWeighColumns, which takes W', (count, n, ...), and where
-  // that is added, (count, n or m, ...); a multiple of a cache line.  null: nothing.
+  bool plan_added;  // to what `plan` holds
+  // What W is multiplied by, (count, m, factor_columns), or for kWeighColumns, which takes W', (count, n, ...), and
+  // where that is added, (count, n or m, ...); unit stride along columns.  null: nothing.
   const void* factor;
   void* product;
-  int64_t factor_columns;
+  int64_t factor_columns, factor_batch_stride, factor_row_stride, product_batch_stride, product_row_stride;
 
   // The cut of one problem.
   int64_t slabs, slab_rows;
@@ -93,6 +95,9 @@ struct Job {
   int64_t item(int64_t index) const { return items ? items[index] : index; }
 };
 
+// Whether W's factors are multiplied as matrices, into a tile.
+inline bool product_of_factors(const Job& job) { return job.right && job.rank > kFewFactors; }
+
 // One unit of work: `index` in [0, units of its phase), `worker` in [0, workers of the call).
 using Unit = void (*)(const Job& job, int64_t index, int worker);
 
@@ -101,7 +106,8 @@ struct Kernels {
   int64_t block;  // columns that are summed in the cost's type along a row
   Unit split_rows, split_columns;
   Unit row_lse, sweep, merge_sweep, col_lse, merge_col_lse, col_lse_masked, merge_col_lse_masked, panel, block_min;
-  Unit grid, split_both, load_operand, schur, merge_schur, eliminate, merge_eliminate, weigh, merge_weigh, weigh_columns;
+  Unit grid, split_both, load_operand, schur, merge_schur, eliminate, merge_eliminate;
+  Unit weigh, merge_weigh, weigh_columns, product;
   void (*exp2)(const void* in, void* out, int64_t count);
   void (*exp)(const double* in, double* out, int64_t count);  // exp(-inf) = 0, as all below 2^-1022
   void (*log)(const double* in, double* out, int64_t count);  // log(0) = -inf, NaN of what is negative

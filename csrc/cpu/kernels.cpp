@@ -5,6 +5,7 @@
 // so no entry carries a systematic error, and 2^x differs from e^(x/sigma) by |x| 2^-25 only.  A log-scaling is
 // stored as its rounding to T (high) and the rest (low), which enters as a factor w = 2^low near 1.
 #include "level.h"
+#include "scratch.h"
 
 namespace uot {
 namespace {
@@ -85,13 +86,15 @@ template <class T> void split_rows(const Job& job, int64_t index, int) {
 #include "columns.h"
 #include "panel.h"
 #include "adjoint.h"
+#include "product.h"
 #include "weigh.h"
 
 template <class T> constexpr Kernels kTable = {
     kBlock<T>, split_rows<T>, split_columns<T>, rows_unit<T, false>, rows_unit<T, true>, merge_sweep<T>,
     col_lse_unit<T>, merge_col_lse<T>, col_lse_masked_unit<T>, merge_col_lse_masked<T>, panel_unit<T>,
     block_min_unit<T>, grid_unit<T>, split_both<T>, load_operand<T>, adjoint_unit<T, false>, merge_adjoint<T, 1>,
-    adjoint_unit<T, true>, merge_adjoint<T, 3>, weigh_unit<T>, merge_weigh<T>, weigh_columns_unit<T>, exp2_array<T>, exp_array, log_array};
+    adjoint_unit<T, true>, merge_adjoint<T, 3>, weigh_unit<T>, merge_weigh<T>, weigh_columns_unit<T>, product_unit<T>,
+    exp2_array<T>, exp_array, log_array};
 
 }  // namespace
 

@@ -8,6 +8,8 @@
 #include <stdexcept>
 #include <string>
 
+#include "scratch.h"
+
 namespace uot {
 namespace {
 
@@ -82,7 +84,9 @@ int64_t lay_out(Job& job, Operation operation, bool is_double, int workers, void
 
   // Where rows are long, few of them are work for all threads.
   const int64_t least = job.m < kLongRow ? kSlabRows : std::clamp(job.n / 16, kSlabRows / 4, kSlabRows);
-  job.slabs = std::clamp(job.n / least, int64_t(1), kMaxSlabs);
+  // The elimination keeps three sums a slab.
+  const int64_t most = operation == Operation::kEliminate ? kMaxSlabs / 2 : kMaxSlabs;
+  job.slabs = std::clamp(job.n / least, int64_t(1), most);
   job.slab_rows = round_up((job.n + job.slabs - 1) / job.slabs, kTileRows);
   job.slabs = job.n > 0 ? (job.n + job.slab_rows - 1) / job.slab_rows : 1;
   job.width = round_up(job.m, line);
@@ -107,7 +111,7 @@ int64_t lay_out(Job& job, Operation operation, bool is_double, int workers, void
     job.operand_scaled = from.take(job.count * job.width * size);
     if (job.empty_out) job.extents = from.take(job.count * block_columns(job.m) * 16);
   }
-  if (running_peak || adjoint || operation == Operation::kSweep || operation == Operation::kWeigh) {
+  if (running_peak || adjoint || operation == Operation::kSweep || (operation == Operation::kWeigh && job.col_out)) {
     const int64_t sums = operation == Operation::kEliminate ? 3 : 1;
     job.slab_sum = from.take(job.count * job.slabs * sums * job.width * size);
     job.slab_peak = running_peak ? from.take(job.count * job.slabs * job.width * size) : nullptr;
@@ -118,7 +122,8 @@ int64_t lay_out(Job& job, Operation operation, bool is_double, int workers, void
     job.bound_sum = from.take(job.count * job.block_width * size);
     job.slab_missed = from.take(job.count * job.slabs * job.block_width * size);
   }
-  if (by_row || running_peak || adjoint || (weigh && job.factor)) job.tile = from.take(int64_t(job.tile_bytes) * (workers > 1 ? workers : 1));
+  if (by_row || running_peak || adjoint || (weigh && (job.factor || product_of_factors(job))))
+    job.tile = from.take(int64_t(job.tile_bytes) * (workers > 1 ? workers : 1));
   return from.used();
 }
 
@@ -137,10 +142,14 @@ PhaseList phases_of(const Job& job, Operation operation, bool is_double) {
     case Operation::kBlockMin: return {{{kernel.block_min, slabs}}, 1};
     case Operation::kColLseMasked:
       return {{rows, {kernel.col_lse_masked, slabs}, {kernel.merge_col_lse_masked, chunks(job.width)}}, 3};
+    case Operation::kProduct: {
+      const int64_t stripes = (job.m + kBatchColumns - 1) / kBatchColumns;
+      return {{{kernel.product, job.count * stripes * ((job.n + kBatchRows - 1) / kBatchRows)}}, 1};
+    }
     case Operation::kWeighColumns:
       return {{columns, rows, {kernel.weigh_columns, job.count * ((job.m + kBatchColumns - 1) / kBatchColumns)}}, 3};
     case Operation::kWeigh:
-      return {{columns, rows, {kernel.weigh, slabs}, {kernel.merge_weigh, columns.units}}, 4};
+      return {{columns, rows, {kernel.weigh, slabs}, {kernel.merge_weigh, columns.units}}, job.col_out ? 4 : 3};
     case Operation::kSchur:
     case Operation::kEliminate: {
       const bool schur = operation == Operation::kSchur;
@@ -170,9 +179,7 @@ void run_operation(Operation operation, Job job, bool is_double, int threads) {
   if (job.count <= 0 || (job.n <= 0 && job.m <= 0)) return;
   threads = useful_threads(job, threads);
   const int64_t bytes = lay_out(job, operation, is_double, threads, nullptr);
-  const std::unique_ptr<void, decltype(&std::free)> memory(
-      std::aligned_alloc(kAlignment, size_t(bytes ? bytes : int64_t(kAlignment))), &std::free);
-  if (!memory) throw std::bad_alloc();
+  const Scratch memory = scratch(size_t(bytes));
   lay_out(job, operation, is_double, threads, memory.get());
   run_phases(job, phases_of(job, operation, is_double), threads);
 }

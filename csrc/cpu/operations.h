@@ -8,9 +8,10 @@
 namespace uot {
 
 // kColLseMasked is kColLse for the columns of `mask` alone; kBlockMin fills the table that a sweep skips by.  kSchur
-// and kEliminate are the adjoint's: their first kAdjointSetup phases are for the log-scalings alone.
+// and kEliminate are the adjoint's: their first kAdjointSetup phases are for the log-scalings alone.  kProduct reads no
+// cost: it makes one, of features.
 enum class Operation {
-  kRowLse, kColLse, kSweep, kPanel, kBlockMin, kColLseMasked, kSchur, kEliminate, kWeigh, kWeighColumns
+  kRowLse, kColLse, kSweep, kPanel, kBlockMin, kColLseMasked, kSchur, kEliminate, kWeigh, kWeighColumns, kProduct
 };
 constexpr int kAdjointSetup = 2;
 

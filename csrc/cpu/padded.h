@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "job.h"
+#include "scratch.h"
 #include "vectors.h"
 
 namespace uot {
@@ -25,8 +26,7 @@ class Arena {
     bytes = (bytes + kAlignment - 1) / kAlignment * kAlignment;
     if (bytes > left_) {
       left_ = std::max(bytes, (expected_ + kAlignment - 1) / kAlignment * kAlignment);
-      parts_.emplace_back(std::aligned_alloc(kAlignment, left_), &std::free);
-      if (!parts_.back()) throw std::bad_alloc();
+      parts_.push_back(scratch(left_));
       next_ = static_cast<char*>(parts_.back().get());
     }
     left_ -= bytes;
@@ -36,7 +36,7 @@ class Arena {
  private:
   size_t expected_, left_ = 0;
   char* next_ = nullptr;
-  std::vector<std::unique_ptr<void, decltype(&std::free)>> parts_;
+  std::vector<Scratch> parts_;
 };
 
 // A place in an arena: zero in the padding, and undefined before it.

@@ -57,6 +57,13 @@ template <class T> inline Vec<T> load_some(const T* from, int64_t count, T rest 
   return load(padded);
 }
 
+// That many entries alone.
+template <class T> inline void store_some(T* to, Vec<T> value, int64_t count) {
+  T lanes[kLanes<T>];
+  store(lanes, value);
+  for (int64_t l = 0; l < count; ++l) to[l] = lanes[l];
+}
+
 template <class T> inline Vec<T> splat(T value) { return value - Vec<T>{}; }
 
 // The larger one, and `a` where either is NaN.

@@ -107,25 +107,29 @@ class Backend(ABC):
         r"""Block of the plan, :math:`e^{\log u_i + \log v_j - C_{ij}/\varepsilon}`, (B, n, m), in the cost's type."""
 
     def weigh(self, cost: Tensor, log_u: Tensor, log_v: Tensor, reg: Tensor, left: Tensor | None, right: Tensor | None,
-              row_sum: Tensor, col_sum: Tensor, items: Tensor | None = None, *, scale: Tensor | None = None,
-              out: Tensor | None = None, factor: Tensor | None = None, product: Tensor | None = None) -> None:
+              row_sum: Tensor | None, col_sum: Tensor | None, items: Tensor | None = None, *,
+              scale: Tensor | None = None, out: Tensor | None = None, add: bool = False,
+              factor: Tensor | None = None, product: Tensor | None = None) -> None:
         r"""Sums of :math:`W_{ij} = T_{ij} \sum_k L_{ik} R_{jk}` along rows and columns, T a block of the plan; and s W.
 
         Args:
             left, right: L, (B, n, k), and R, (B, m, k), in the cost's type; None for W = T.
-            row_sum: (B, n), float64, the result.
-            col_sum: (B, m), float64, added to in place.
+            row_sum: (B, n), float64, the result; or None.
+            col_sum: (B, m), float64, added to in place; or None.
             scale: s, (B,), float64; 1 if None.
             out: Where s W is wanted, (B, n, m), in the cost's type, unit stride along m; not with a factor.
+            add: Whether that is added to what is there.
             factor: F, (B, m, d), in the cost's type, of which s W F is added to ``product`` (B, n, d).
         """
         weight = self._weighed(cost, log_u, log_v, reg, left, right, items)
-        row_sum.copy_(weight.sum(2))
-        col_sum += weight.sum(1)
+        if row_sum is not None:
+            row_sum.copy_(weight.sum(2))
+        if col_sum is not None:
+            col_sum += weight.sum(1)
         if scale is not None and (out is not None or factor is not None):
             weight = weight * scale[:, None, None].to(weight.dtype)
         if out is not None:
-            out.copy_(weight)
+            out.copy_(out + weight if add else weight)
         if factor is not None and product is not None:
             with full_precision_matmul(cost.device):
                 product += torch.bmm(weight, factor)
@@ -139,6 +143,11 @@ class Backend(ABC):
             weight = weight * scale[:, None, None].to(weight.dtype)
         with full_precision_matmul(cost.device):
             product += torch.bmm(weight.mT, factor)
+
+    def product(self, left: Tensor, right: Tensor, out: Tensor) -> None:
+        """A block of a cost from features: left (B, n, d) times right (B, d, m), to ``out``, all of one type."""
+        with full_precision_matmul(out.device):
+            out.copy_(torch.bmm(left, right))
 
     def _weighed(self, cost: Tensor, log_u: Tensor, log_v: Tensor, reg: Tensor, left: Tensor | None,
                  right: Tensor | None, items: Tensor | None) -> Tensor:
@@ -211,8 +220,12 @@ class Backend(ABC):
         return None
 
     def conjugate_gradients(self, system: Scaled, cost: Tensor, rhs: Tensor, tol: float,
-                            max_iter: int) -> tuple[Tensor, Tensor] | None:
-        """All of `uotlib.gradients.adjoint`'s iteration for a cost in memory, where the backend has it; else None."""
+                            max_iter: int) -> tuple[Tensor, Tensor, Tensor] | None:
+        """All of `uotlib.gradients.adjoint`'s iteration for a cost in memory, where the backend has it; else None.
+
+        Returns:
+            The solution (B, m), its relative residual (B,), and N times the solution, (B, n).
+        """
         return None
 
     def col_lse_masked(self, cost: Tensor, log_u: Tensor, reg: Tensor, mask: Tensor,

@@ -2,9 +2,9 @@
 that may skip blocks; whole solves (`native_solve`), and those of the adjoint (csrc/cpu/conjugate.cpp).
 
 Arithmetic is in the type of the cost.  Sums along a row are in that type within a block of 4 KiB of columns and in
-float64 over blocks.  Sums down a column are in that type within a slab of rows and in float64 over slabs, at most 64
-of them: a slab has fewer than 128 rows up to n = 4096 and about n / 64 beyond, 320 at n = 20,000.  Results do not
-depend on the number of threads, which is torch's (`torch.set_num_threads`).
+float64 over blocks.  Sums down a column are in that type within a slab of rows and in float64 over slabs, at most 64 of
+them, 32 where the adjoint begins: a slab has fewer than 128 rows up to n = 4096 (128 there) and about n / 64 beyond,
+320 at n = 20,000.  Results do not depend on the number of threads, which is torch's (`torch.set_num_threads`).
 """
 
 from __future__ import annotations
@@ -125,26 +125,37 @@ class NativeBackend(Backend):
         return plan
 
     def weigh(self, cost: Tensor, log_u: Tensor, log_v: Tensor, reg: Tensor, left: Tensor | None, right: Tensor | None,
-              row_sum: Tensor, col_sum: Tensor, items: Tensor | None = None, *, scale: Tensor | None = None,
-              out: Tensor | None = None, factor: Tensor | None = None, product: Tensor | None = None) -> None:
+              row_sum: Tensor | None, col_sum: Tensor | None, items: Tensor | None = None, *,
+              scale: Tensor | None = None, out: Tensor | None = None, add: bool = False,
+              factor: Tensor | None = None, product: Tensor | None = None) -> None:
         count, n, m = _sizes(cost, items)
-        rows, cols = _added_to("row_sum", row_sum, count, n), _added_to("col_sum", col_sum, count, m)
+        rows = None if row_sum is None else _added_to("row_sum", row_sum, count, n)
+        cols = None if col_sum is None else _added_to("col_sum", col_sum, count, m)
         if out is not None and (out.shape != (count, n, m) or out.dtype != cost.dtype or not out.is_cpu
                                 or (m > 1 and out.stride(2) != 1)):
             raise ValueError(f"out must be {_name(cost.dtype)} of shape {(count, n, m)} on the CPU with unit stride "
                              f"along its last axis, got {_name(out.dtype)} of shape {tuple(out.shape)} on {out.device}")
         if out is not None and factor is not None:
             raise ValueError("out and factor exclude each other: give one of them")
-        _weigh(cost, log_u, log_v, reg, left, right, items, scale, rows, cols, out, factor, product, m, n, False)
+        _weigh(cost, log_u, log_v, reg, left, right, items, scale, rows, cols, out, add, factor, product, m, n, False)
         for total, given in ((rows, row_sum), (cols, col_sum)):
-            if total is not given:
+            if total is not None and given is not None and total is not given:
                 given.copy_(total)
 
     def weigh_columns(self, cost: Tensor, log_u: Tensor, log_v: Tensor, reg: Tensor, left: Tensor | None,
                       right: Tensor | None, factor: Tensor, product: Tensor, items: Tensor | None = None, *,
                       scale: Tensor | None = None) -> None:
         _, n, m = _sizes(cost, items)
-        _weigh(cost, log_u, log_v, reg, left, right, items, scale, None, None, None, factor, product, n, m, True)
+        _weigh(cost, log_u, log_v, reg, left, right, items, scale, None, None, None, False, factor, product, n, m,
+               True)
+
+    def product(self, left: Tensor, right: Tensor, out: Tensor) -> None:
+        count, n, m = _sizes(out, None)
+        rank = left.shape[-1]
+        left, right = _block("left", left, out, count, n, rank), _block("right", right, out, count, rank, m)
+        left, right = left.contiguous(), right.contiguous()
+        reg = torch.ones(count, dtype=torch.float64, device="cpu")
+        _kernels().product(_cost(out, reg, None), left.data_ptr(), right.data_ptr(), rank)
 
     def solve(self, problem: Problem, cost: Tensor, method: str, max_iter: int, tol: float | None,
               init: tuple[Tensor, Tensor] | None, options: SolverOptions) -> Outcome | None:
@@ -187,7 +198,7 @@ class NativeBackend(Backend):
                            device="cpu")
 
     def conjugate_gradients(self, system: Scaled, cost: Tensor, rhs: Tensor, tol: float,
-                            max_iter: int) -> tuple[Tensor, Tensor]:
+                            max_iter: int) -> tuple[Tensor, Tensor, Tensor]:
         problem, items = system.solved.problem, system.solved.kernel.cost_items
         count, n, m = _sizes(cost, items)
         vectors = [_vector(name, values, count, n) for name, values in (
@@ -199,19 +210,20 @@ class NativeBackend(Backend):
         reg, exact = _vector("reg", problem.reg, count), problem.both_exact.contiguous()
         if system.empty is not None:
             _check_empty(system.empty, count, n, m)
-        answer, residual = _empty(count, m), _empty(count)
+        answer, residual, through = _empty(count, m), _empty(count), _empty(count, n)
         run = _kernels().ConjugateGradients(
             _cost(cost, reg, items), log_x.data_ptr(), log_y.data_ptr(), row_diagonal.data_ptr(),
             _address(system.empty), col_diagonal.data_ptr(), preconditioner.data_ptr(), root.data_ptr(),
-            rhs.data_ptr(), exact.data_ptr(), tol, max_iter, answer.data_ptr(), residual.data_ptr())
+            rhs.data_ptr(), exact.data_ptr(), tol, max_iter, answer.data_ptr(), residual.data_ptr(),
+            through.data_ptr())
         while not run.advance(native_solve.TURN):
             pass  # Python may interrupt here
-        return answer, residual
+        return answer, residual, through
 
 
 def _weigh(cost: Tensor, log_u: Tensor, log_v: Tensor, reg: Tensor, left: Tensor | None, right: Tensor | None,
            items: Tensor | None, scale: Tensor | None, rows: Tensor | None, cols: Tensor | None, out: Tensor | None,
-           factor: Tensor | None, product: Tensor | None, inner: int, outer: int, columns: bool) -> None:
+           add: bool, factor: Tensor | None, product: Tensor | None, inner: int, outer: int, columns: bool) -> None:
     """Both passes; the factor has ``inner`` rows, the product ``outer``."""
     count, n, m = _sizes(cost, items)
     log_u, log_v = _vector("log_u", log_u, count, n), _vector("log_v", log_v, count, m)
@@ -223,23 +235,28 @@ def _weigh(cost: Tensor, log_u: Tensor, log_v: Tensor, reg: Tensor, left: Tensor
     if left is not None and right is not None:
         left = _block("left", left, cost, count, n, rank).contiguous()
         right = _block("right", right, cost, count, m, rank).mT.contiguous()
-    width, total = 0, None
+    depth, total = 0, product
     if factor is not None and product is not None:
         depth = factor.shape[-1]
+        factor = _with_unit_stride(_block("factor", factor, cost, count, inner, depth))
+        total = _with_unit_stride(_block("product", product, cost, count, outer, depth))
         if depth == 0 and columns:
             return
-        line = 64 // cost.element_size()  # the kernel's rows are whole cache lines
-        width = -(-depth // line) * line
-        factor = torch.nn.functional.pad(_block("factor", factor, cost, count, inner, depth), (0, width - depth))
-        factor = factor.contiguous()
-        total = torch.zeros(count, _block("product", product, cost, count, outer, depth).shape[1], width,
-                            dtype=cost.dtype, device="cpu")
     strides = (0, 0) if out is None else (out.stride(0), out.stride(1))
     _kernels().weigh(_cost(cost, reg, items), log_u.data_ptr(), log_v.data_ptr(), _address(left), _address(right), rank,
-                     _address(rows), _address(cols), _address(out), *strides, _address(scale), _address(factor),
-                     _address(total), width, columns)
-    if product is not None and total is not None:
-        product += total[:, :, : product.shape[2]]
+                     _address(rows), _address(cols), _address(out), *strides, add, _address(scale), _strided(factor),
+                     _strided(total), depth, columns)
+    if product is not None and total is not None and total is not product:
+        product.copy_(total)
+
+
+def _with_unit_stride(values: Tensor) -> Tensor:
+    return values if values.stride(-1) == 1 or values.shape[-1] == 1 else values.contiguous()
+
+
+def _strided(values: Tensor | None) -> tuple[int, int, int]:
+    """Address, and strides of the batch and of the rows."""
+    return (0, 0, 0) if values is None else (values.data_ptr(), values.stride(0), values.stride(1))
 
 
 def _block(name: str, values: Tensor, cost: Tensor, *shape: int) -> Tensor:

@@ -31,7 +31,7 @@ from torch import Tensor
 from ..backends.base import near_one
 from ..exceptions import ConvergenceWarning
 from ..process import on_threads
-from .solved import Solved, matmul
+from .solved import LowRank, Solved, low_rank_sums, matmul
 
 #: Least diagonal of the preconditioner, relative to that of the system before the rows are eliminated.
 LEAST_DIAGONAL = 1e-6
@@ -104,15 +104,11 @@ class Scaled:
 
 @dataclass
 class Multipliers:
-    r""":math:`\hat u`, (B, m), and what gives :math:`\hat l` once N is at hand, which spares a pass over the cost."""
+    r""":math:`\hat l`, (B, n), :math:`\hat u`, (B, m), and :math:`N\hat u`, (B, n)."""
 
-    system: Scaled
+    l: Tensor
     u: Tensor
-    row_side: Tensor
-
-    def of_rows(self, rows: slice, nu: Tensor) -> Tensor:
-        r""":math:`\hat l` of these rows, from those of :math:`N\hat u`, both (B, rows)."""
-        return (self.row_side[:, rows] - nu) / self.system.row_diagonal[:, rows]
+    nu: Tensor
 
 
 def solve_adjoint(system: Scaled, grad_f: Tensor, grad_g: Tensor) -> Multipliers:
@@ -131,13 +127,29 @@ def solve_adjoint(system: Scaled, grad_f: Tensor, grad_g: Tensor) -> Multipliers
     scale = torch.maximum(row_side.abs().amax(1), col_side.abs().amax(1))[:, None]
     scale = torch.where(scale > 0, scale, 1.0)
     rhs = system.eliminate_rows(row_side / scale, col_side / scale)
-    u, residual = _conjugate_gradients(system, rhs, options.adjoint_tol, options.adjoint_max_iter)
+    u, residual, nu = _conjugate_gradients(system, rhs, options.adjoint_tol, options.adjoint_max_iter)
     _warn(residual, options.adjoint_tol, options.adjoint_max_iter)
-    return Multipliers(system, u * scale, row_side)
+    nu *= scale
+    return Multipliers((row_side - nu) / system.row_diagonal, u * scale, nu)
 
 
-def _conjugate_gradients(system: Scaled, rhs: Tensor, tol: float, max_iter: int) -> tuple[Tensor, Tensor]:
-    """Solution (B, m), and the residual relative to rhs in the preconditioner's norm, (B,); finished items stop."""
+def system_product(system: Scaled, vector: Tensor, side: int) -> Tensor:
+    """N times a vector (B, m) for ``side`` 0, N' times one (B, n) for 1."""
+    solved, features = system.solved, system.solved.kernel.features
+    if features is not None:
+        reg, items = solved.problem.reg, solved.kernel.cost_items
+        if side:
+            return features.transposed().times(system.log_y, system.log_x, reg, vector, items)
+        return features.times(system.log_x, system.log_y, reg, vector, items)
+    rows, cols = torch.zeros_like(solved.pair.f), torch.zeros_like(solved.pair.g)
+    ones = torch.ones_like(cols if side else rows)[:, :, None]
+    factors = (vector[:, :, None], ones.new_ones(cols.shape)[:, :, None]) if side else (ones, vector[:, :, None])
+    low_rank_sums(solved, system.log_x, system.log_y, LowRank.of(*factors, solved.kernel.dtype), rows, cols)
+    return cols if side else rows
+
+
+def _conjugate_gradients(system: Scaled, rhs: Tensor, tol: float, max_iter: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Solution u (B, m), residual relative to rhs in the preconditioner's norm, (B,), and N u; finished items stop."""
     kernel = system.solved.kernel
     if kernel.matrix is not None:
         found = kernel.backend.conjugate_gradients(system, kernel.matrix, rhs, tol, max_iter)
@@ -145,11 +157,12 @@ def _conjugate_gradients(system: Scaled, rhs: Tensor, tol: float, max_iter: int)
             return found
     threads = torch.get_num_threads()
     with on_threads(1 if rhs.device.type == "cpu" else threads):
-        return _iterate(system, rhs, tol, max_iter, threads)
+        u, residual = _iterate(system, rhs, tol, max_iter, threads)
+    return u, residual, system_product(system, u, side=0)
 
 
 def _iterate(system: Scaled, rhs: Tensor, tol: float, max_iter: int, threads: int) -> tuple[Tensor, Tensor]:
-    """As above, product by product, these on so many ``threads``."""
+    """The first two of these, product by product, those on so many ``threads``."""
     asynchronous = system.solved.kernel.backend.asynchronous
     exact = system.solved.problem.both_exact
     items: Tensor | None = None

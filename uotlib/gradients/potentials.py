@@ -21,14 +21,20 @@ import torch
 from torch import Tensor
 
 from ..problem import Side
-from .adjoint import Multipliers, Scaled, solve_adjoint, times
-from .solved import COST, LowRank, Solved, dot, low_rank_sums, normalising, plan_gradients, within_range
+from .adjoint import Multipliers, Scaled, solve_adjoint, system_product, times
+from .products import Weight
+from .solved import COST, Gradients, LowRank, Solved, dot, normalising, plan_gradients
 
 
-def potential_gradients(solved: Solved, grad_f: Tensor, grad_g: Tensor,
-                        needs: Sequence[bool]) -> list[Tensor | None]:
-    """Gradients to the inputs (none to f and g) of a loss with gradients (B, n) and (B, m) to the potentials."""
-    total = _Total(needs)
+def potential_gradients(solved: Solved, grad_f: Tensor, grad_g: Tensor, needs: Sequence[bool],
+                        carried: Weight | None = None, into: Gradients | None = None) -> list[Tensor | None]:
+    """Gradients to the inputs (none to f and g) of a loss with gradients (B, n) and (B, m) to the potentials.
+
+    Args:
+        carried: A weight whose gradient to the cost is added, in the pass that there is for that anyway.
+        into: Gradients to the cost's tensors, to which these are added in place.
+    """
+    total = _Total(needs, into)
     problem, pair = solved.problem, solved.pair
     grads = [torch.where(torch.isfinite(potential), grad, 0.0)
              for potential, grad in ((pair.f, grad_f), (pair.g, grad_g))]
@@ -39,7 +45,10 @@ def potential_gradients(solved: Solved, grad_f: Tensor, grad_g: Tensor,
         if bool(idle.any()):
             grads[1 - side] = grads[1 - side] + _through_update(solved, side, torch.where(idle, grads[side], 0.0),
                                                                 total)
-    l, u = _add_plan_part(solve_adjoint(system, *grads), total)
+    found = solve_adjoint(system, *grads)
+    del grads
+    l, u = found.l, found.u
+    _add_plan_part(system, found, total, carried)
     row_weight, col_weight = system.root_r * l, system.root_c * u  # r l and c u
     for name, own, potential, weight in (("a", problem.rows, pair.f, row_weight),
                                          ("b", problem.cols, pair.g, col_weight)):
@@ -54,24 +63,20 @@ class _Total:
 
     NAMES = ("a", "b", "reg", "tau_a", "tau_b")
 
-    def __init__(self, needs: Sequence[bool]) -> None:
+    def __init__(self, needs: Sequence[bool], cost: Gradients | None) -> None:
         self.needs = dict(zip(self.NAMES, needs, strict=False))
         self.cost_needs = needs[COST:]
         self.sums: dict[str, Tensor] = {}
-        self.cost: list[Tensor | None] = []
+        self.cost = cost
 
     def add(self, name: str, gradient: Tensor | None) -> None:
         if gradient is not None and self.needs[name]:
             self.sums[name] = self.sums[name] + gradient if name in self.sums else gradient
 
-    def add_cost(self, gradients: list[Tensor | None]) -> None:
-        """The tensors are this object's from now on."""
-        if not self.cost:
+    def keep_cost(self, gradients: Gradients) -> None:
+        """What a pass has added to ``cost``, or begun."""
+        if any(self.cost_needs):
             self.cost = gradients
-        else:
-            for total, gradient in zip(self.cost, gradients, strict=True):
-                if total is not None and gradient is not None:
-                    total += gradient
 
     def gradients(self) -> list[Tensor | None]:
         gradients: list[Tensor | None] = [self.sums.get(name) for name in self.NAMES] + [None, None]
@@ -79,37 +84,33 @@ class _Total:
         return gradients
 
 
-def _add_plan_part(found: Multipliers, total: _Total) -> tuple[Tensor, Tensor]:
-    r"""What comes through the entries of the plan: gradients to cost and reg, and to the masses ("kl").
-
-    Returns:
-        :math:`(\hat l, \hat u)`, (B, n) and (B, m): the first is found on the way.
-    """
-    system, u = found.system, found.u
-    solved = system.solved
+def _add_plan_part(system: Scaled, found: Multipliers, total: _Total, carried: Weight | None) -> None:
+    """What comes through the entries of the plan: gradients to cost and reg, and to the masses ("kl")."""
+    solved, l, u = system.solved, found.l, found.u
     pair, problem, features, items = solved.pair, solved.problem, solved.kernel.features, solved.kernel.cost_items
     reg = problem.reg[:, None]
-    # l needs N u, and N' l is what the gradient to b needs.
-    nu = system_product(system, u, side=0)
-    l = found.of_rows(slice(None), nu)
-    # Z = sqrt(r) N (l_i sqrt(c_j) + sqrt(r_i) u_j) sqrt(c)
-    both, scale = within_range(torch.cat([l, u], 1))
-    kind = solved.kernel.dtype
-    left, right = (torch.stack(factors, 2).to(kind) for factors in (
-        (both[:, : l.shape[1]], system.root_r), (system.root_c, both[:, l.shape[1] :])))
     needs = (False, False, total.needs["reg"], *[False] * 4, *total.cost_needs)
-    gradients: list[Tensor | None] = [None] * len(needs)
     if any(needs):
-        gradients = plan_gradients(solved, system.log_x, system.log_y, LowRank(left, right, -scale), needs)
-    total.add("reg", gradients[2])
-    if any(total.cost_needs):
-        total.add_cost(gradients[COST:])
+        # -Z = -N (l_i sqrt(c_j) + sqrt(r_i) u_j)
+        log_x, log_y = system.log_x, system.log_y
+        weigh = LowRank.of(torch.stack([-l, -system.root_r], 2), torch.stack([system.root_c, u], 2),
+                           solved.kernel.dtype)
+        if carried is not None:
+            # In terms of N, but for points without mass, which it has not.
+            log_x, log_y = (torch.where(own > -torch.inf, own, other)
+                            for own, other in ((log_x, carried.log_x), (log_y, carried.log_y)))
+            weigh = weigh.joined(carried.weigh.rescaled(_quotient(carried.log_x, log_x),
+                                                        _quotient(carried.log_y, log_y)))
+        gradients = plan_gradients(solved, log_x, log_y, weigh, needs, into=total.cost)
+        total.add("reg", gradients[2])
+        total.keep_cost(gradients[COST:])
     if not solved.by_product:
-        return l, u
+        return
+
     def mass_gradient(side: Side, root: Tensor, sums: Tensor) -> Tensor:
         return torch.where(side.massive, -root * sums / torch.where(side.massive, side.mass, 1.0), 0.0)
 
-    total.add("a", mass_gradient(problem.rows, system.root_r, nu))
+    total.add("a", mass_gradient(problem.rows, system.root_r, found.nu))
     if total.needs["b"]:
         total.add("b", mass_gradient(problem.cols, system.root_c, system_product(system, l, side=1)))
     massless_rows, massless_cols = solved.massless
@@ -132,22 +133,6 @@ def _add_plan_part(found: Multipliers, total: _Total) -> tuple[Tensor, Tensor]:
             for span, _, plan in solved.blocks(pair.log_u, log_y):
                 at_zero += times(plan.mT, _unscaled(l, system.root_r)[:, span])
         total.add("b", -at_zero)
-    return l, u
-
-
-def system_product(system: Scaled, vector: Tensor, side: int) -> Tensor:
-    """N times a vector (B, m) for ``side`` 0, N' times one (B, n) for 1."""
-    solved, features = system.solved, system.solved.kernel.features
-    if features is not None:
-        reg, items = solved.problem.reg, solved.kernel.cost_items
-        if side:
-            return features.transposed().times(system.log_y, system.log_x, reg, vector, items)
-        return features.times(system.log_x, system.log_y, reg, vector, items)
-    rows, cols = torch.zeros_like(solved.pair.f), torch.zeros_like(solved.pair.g)
-    ones = torch.ones_like(cols if side else rows)[:, :, None]
-    factors = (vector[:, :, None], ones.new_ones(cols.shape)[:, :, None]) if side else (ones, vector[:, :, None])
-    low_rank_sums(solved, system.log_x, system.log_y, LowRank.of(*factors, solved.kernel.dtype), rows, cols)
-    return cols if side else rows
 
 
 def _through_update(solved: Solved, side: int, grad: Tensor, total: _Total) -> Tensor:
@@ -169,17 +154,22 @@ def _through_update(solved: Solved, side: int, grad: Tensor, total: _Total) -> T
     weigh = LowRank.of(*factors, solved.kernel.dtype)
     needs = (total.needs["a"] and side == 1, total.needs["b"] and side == 0, total.needs["reg"], False, False,
              True, True, *total.cost_needs)
-    a, b, reg, _, _, f, g, *cost = plan_gradients(solved, log_x, log_y, weigh, needs, rows=side == 1, cols=side == 0)
+    a, b, reg, _, _, f, g, *cost = plan_gradients(solved, log_x, log_y, weigh, needs, rows=side == 1, cols=side == 0,
+                                                  into=total.cost)
+    total.keep_cost(cost)
     weighted = dot(multiplier, potential)
     total.add("a", a)
     total.add("b", b)
     total.add("reg", None if reg is None else reg + weighted / problem.reg.square())
     total.add(("tau_a", "tau_b")[side], weighted * own.penalty.inverse.square())
-    if any(total.cost_needs):
-        total.add_cost(cost)
     other = f if side == 1 else g
     assert other is not None  # it was asked for
     return other
+
+
+def _quotient(log_scaling: Tensor, other: Tensor) -> Tensor:
+    """Of two scalings; 0 of two that are."""
+    return torch.where(log_scaling > -torch.inf, torch.exp(log_scaling - other), 0.0)
 
 
 def _unscaled(scaled: Tensor, root: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ Each streams over blocks of the plan, forward and backward, and keeps vectors on
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -45,22 +45,42 @@ def product_gradients(solved: Solved, grad: Tensor, v: Tensor, answer: Tensor, s
         Gradients to the inputs, and to v.
     """
     *needs, needs_v = needs
-    if normalised:
-        grad = grad / sums[:, :, None]
-    scalings = _scalings(solved, side, normalised)
-    to_v = None
-    if needs_v:
-        to_v = torch.zeros_like(v)
-        _multiply(solved, *scalings, grad, 1 - side, to_v)
-    if not any(needs):
-        return [*(None for _ in needs), to_v]
+    weight = weight_of(solved, grad, v, answer, sums, side, normalised) if any(needs) else None
+    gradients = [None] * len(needs) if weight is None else weight.gradients(solved, needs)
+    return [*gradients, operand_gradient(solved, grad, v, sums, side, normalised) if needs_v else None]
+
+
+def operand_gradient(solved: Solved, grad: Tensor, v: Tensor, sums: Tensor, side: int, normalised: bool) -> Tensor:
+    """M' D, or M D for ``side`` 1."""
+    to_v = torch.zeros_like(v)
+    _multiply(solved, *_scalings(solved, side, normalised), grad / sums[:, :, None], 1 - side, to_v)
+    return to_v
+
+
+@dataclass(frozen=True)
+class Weight:
+    """W of a product as a weight of M, whose log-scalings are ``log_x`` and ``log_y``; see `plan_gradients`."""
+
+    log_x: Tensor
+    log_y: Tensor
+    weigh: LowRank
+    rows: bool
+    cols: bool
+
+    def gradients(self, solved: Solved, needs: Sequence[bool]) -> list[Tensor | None]:
+        return plan_gradients(solved, self.log_x, self.log_y, self.weigh, needs, rows=self.rows, cols=self.cols)
+
+
+def weight_of(solved: Solved, grad: Tensor, v: Tensor, answer: Tensor, sums: Tensor, side: int,
+              normalised: bool) -> Weight:
+    """Of what `product_gradients` gets."""
     own, other = grad, v
     if normalised:  # <D, Y> is one more column
-        own = torch.cat([grad, -(grad * answer).sum(2, keepdim=True)], 2)
+        own = torch.cat([grad, -(grad * answer).sum(2, keepdim=True)], 2) / sums[:, :, None]
         other = torch.cat([v, v.new_ones(*v.shape[:2], 1)], 2)
     weigh = LowRank.of(*((own, other) if side == 0 else (other, own)), solved.kernel.dtype)
-    return [*plan_gradients(solved, *scalings, weigh, needs, rows=not (normalised and side == 0),
-                            cols=not (normalised and side == 1)), to_v]
+    return Weight(*_scalings(solved, side, normalised), weigh, rows=not (normalised and side == 0),
+                  cols=not (normalised and side == 1))
 
 
 def marginal(solved: Solved, side: int) -> Tensor:
@@ -133,12 +153,11 @@ def _multiply(solved: Solved, log_x: Tensor, log_y: Tensor, operand: Tensor, sid
         into += streamed.product(solved, kernel.features, log_x, log_y, operand, side)
         return
     backend, panels = kernel.backend, kernel.backend.weigh_temporaries
-    ignored = torch.zeros_like(solved.pair.f), torch.zeros_like(solved.pair.g)
     for rows, block, entries in kernel.blocks(None, panels * kernel.dtype.itemsize, kernel.panel_limit if panels else
                                               None):
         if side == 0:
-            backend.weigh(block, log_x[:, rows], log_y, reg, None, None, ignored[0][:, rows], ignored[1], entries,
-                          factor=operand, product=into[:, rows])
+            backend.weigh(block, log_x[:, rows], log_y, reg, None, None, None, None, entries, factor=operand,
+                          product=into[:, rows])
         else:
             backend.weigh_columns(block, log_x[:, rows], log_y, reg, None, None, operand[:, rows], into, entries)
 

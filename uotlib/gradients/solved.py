@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,6 +25,8 @@ from . import streamed
 
 #: Turns (rows, cost, plan) of a block into W, and what reaches that block of the cost other than through the plan.
 Weigh = Callable[[slice, Tensor, Tensor], tuple[Tensor, Tensor | None]]  # or `LowRank`, which is one
+#: Gradients to the cost's tensors, None where there is no need of one.
+Gradients = list[Tensor | None]
 #: Temporaries of a pass, in units of the plan's block: plan, dL/dT, W, what goes to the cost, and a product.
 TEMPORARIES = 5
 #: Place of the cost's first tensor among the inputs.
@@ -46,19 +49,30 @@ class LowRank:
     @classmethod
     def of(cls, left: Tensor, right: Tensor, dtype: torch.dtype) -> LowRank:
         """From factors of any type and size."""
-        (left, by_left), (right, by_right) = within_range(left), within_range(right)
-        return cls(left.to(dtype), right.to(dtype), by_left * by_right)
+        by_left, by_right = (factor.abs().amax(1).double() for factor in (left, right))  # (B, k)
+        size = by_left * by_right
+        scale = size.amax(1) if size.numel() else size.new_ones(len(size))
+        scale = torch.where(scale > 0, scale, 1.0)
+        by_right = torch.where(by_right > 0, by_right, 1.0)
+        return cls((left * (by_right / scale[:, None])[:, None].to(left.dtype)).to(dtype),
+                   (right / by_right[:, None].to(right.dtype)).to(dtype), scale)
+
+    def joined(self, other: LowRank) -> LowRank:
+        """The sum of both, of one M."""
+        scale = torch.maximum(self.scale, other.scale)
+        left = [one.left * (one.scale / scale)[:, None, None].to(one.left.dtype) for one in (self, other)]
+        return LowRank(torch.cat(left, 2), torch.cat([self.right, other.right], 2), scale)
+
+    def rescaled(self, rows: Tensor, cols: Tensor) -> LowRank:
+        """Of an M whose rows and columns are divided by these, (B, n) and (B, m), and so its factors' multiplied."""
+        top = [torch.where(factor.amax(1) > 0, factor.amax(1), 1.0) for factor in (rows, cols)]
+        left, right = (part * (factor / most[:, None])[:, :, None].to(part.dtype) for part, factor, most in (
+            (self.left, rows, top[0]), (self.right, cols, top[1])))
+        return LowRank(left, right, self.scale * top[0] * top[1])
 
     def __call__(self, rows: slice, cost: Tensor, plan: Tensor) -> tuple[Tensor, None]:
         weight = matmul(self.left[:, rows], self.right.mT).mul_(plan)
         return weight.mul_(self.scale[:, None, None].to(plan.dtype)), None
-
-
-def within_range(factor: Tensor) -> tuple[Tensor, Tensor]:
-    """The factor divided by its largest entry, an item at a time, and that, (B,), float64."""
-    largest = factor.abs().flatten(1).amax(1) if factor.numel() else factor.new_ones(len(factor))
-    largest = torch.where(largest > 0, largest, 1.0)
-    return factor / largest.reshape(-1, *[1] * (factor.ndim - 1)), largest.double()
 
 
 @dataclass(frozen=True)
@@ -116,7 +130,7 @@ def dot(weight: Tensor, potential: Tensor) -> Tensor:
 
 
 def plan_gradients(solved: Solved, log_x: Tensor, log_y: Tensor, weigh: Weigh, needs: Sequence[bool], *,
-                   rows: bool = True, cols: bool = True) -> list[Tensor | None]:
+                   rows: bool = True, cols: bool = True, into: Gradients | None = None) -> list[Tensor | None]:
     r"""Gradients of a loss of :math:`M_{ij} = e^{x_i + y_j - C_{ij}/\varepsilon}` to the inputs; none to tau_a, tau_b.
 
     .. math:: \frac{\partial L}{\partial f} = \frac{W\mathbf 1}{\varepsilon},\quad
@@ -134,24 +148,27 @@ def plan_gradients(solved: Solved, log_x: Tensor, log_y: Tensor, weigh: Weigh, n
         needs: Which of the gradients are wanted.
         rows: Whether x is log u, so that f and a matter.
         cols: Whether y is log v, so that g and b matter.
+        into: Gradients to the cost's tensors, to which these are added in place; None for nothing yet.
     """
     kernel, pair, reg = solved.kernel, solved.pair, solved.problem.reg
-    row_sum, col_sum = torch.zeros_like(pair.f), torch.zeros_like(pair.g)
+    wanted = rows and (needs[0] or needs[2] or needs[5]), cols and (needs[1] or needs[2] or needs[6])
+    row_sum, col_sum = (torch.zeros_like(potential) if want else potential.new_zeros(()).expand_as(potential)
+                        for potential, want in ((pair.f, wanted[0]), (pair.g, wanted[1])))
     cost_sum = torch.zeros_like(reg)
-    into = None
     if isinstance(weigh, LowRank) and kernel.features is not None:
-        row_sum, col_sum, cost_sum, into = streamed.low_rank_sums(
-            solved, kernel.features, log_x, log_y, weigh, rows and (needs[0] or needs[2] or needs[5]),
-            cols and (needs[1] or needs[2] or needs[6]), needs[2], needs[COST:])
+        row_sum, col_sum, cost_sum, found = streamed.low_rank_sums(
+            solved, kernel.features, log_x, log_y, weigh, *wanted, needs[2], needs[COST:])
+        into = _added(into, found)
     elif isinstance(weigh, LowRank) and not needs[2]:
-        into = low_rank_sums(solved, log_x, log_y, weigh, row_sum, col_sum, needs[COST:])
+        into = low_rank_sums(solved, log_x, log_y, weigh, row_sum if wanted[0] else None,
+                             col_sum if wanted[1] else None, needs[COST:], into)
     else:
-        into = _sums(kernel.prepared, needs[COST:])
+        into = into or _sums(kernel.prepared, needs[COST:])
         for span, cost, plan in solved.blocks(log_x, log_y):
             weight, direct = weigh(span, cost, plan)
-            if rows:
+            if wanted[0]:
                 row_sum[:, span] = weight.sum(2)
-            if cols:
+            if wanted[1]:
                 col_sum += weight.sum(1)
             if needs[2]:
                 cost_sum += torch.where(weight != 0, weight * cost, 0.0).sum(2).double().sum(1)
@@ -181,15 +198,17 @@ def plan_gradients(solved: Solved, log_x: Tensor, log_y: Tensor, weigh: Weigh, n
         *(into or [None] * len(needs[COST:]))]
 
 
-def low_rank_sums(solved: Solved, log_x: Tensor, log_y: Tensor, weigh: LowRank, row_sum: Tensor, col_sum: Tensor,
-                  to_cost: Sequence[bool] = ()) -> list[Tensor | None] | None:
-    """Sums of W along rows and columns, into ``row_sum`` and ``col_sum`` (zeros); the cost's gradients as asked for."""
+def low_rank_sums(solved: Solved, log_x: Tensor, log_y: Tensor, weigh: LowRank, row_sum: Tensor | None,
+                  col_sum: Tensor | None, to_cost: Sequence[bool] = (),
+                  into: Gradients | None = None) -> Gradients | None:
+    """Sums of W along rows and columns, into ``row_sum`` and ``col_sum``, zeros or None; the cost's gradients as asked
+    for, added to ``into`` if there is one."""
     kernel, reg = solved.kernel, solved.problem.reg
     backend, scale = kernel.backend, weigh.scale / -reg
-    in_place = kernel.cost.dense and kernel.cost_items is None
-    if in_place:
-        into: list[Tensor | None] | None = [torch.empty_like(kernel.prepared[0])] if any(to_cost) else None
-    else:
+    in_place, add = kernel.cost.dense and kernel.cost_items is None, into is not None
+    if into is None and in_place:
+        into = [torch.empty_like(kernel.prepared[0])] if any(to_cost) else None
+    elif into is None:
         into = _sums(kernel.prepared, to_cost)
     # Features of the solver's type that belong to one problem each: their gradients are products of W.
     fused = (kernel.cost.bilinear and backend.weigh_temporaries == 0 and kernel.cost_items is None
@@ -200,20 +219,23 @@ def low_rank_sums(solved: Solved, log_x: Tensor, log_y: Tensor, weigh: LowRank, 
     for rows, block, entries in kernel.blocks(None, panels * kernel.dtype.itemsize,
                                               kernel.panel_limit if panels else None):
         factors = block, log_x[:, rows], log_y, reg, weigh.left[:, rows], weigh.right
-        give: dict[str, Tensor] = {}
+        give: dict[str, Any] = {}
         if needs_panel:
             panel = block.new_empty(kernel.batch, *block.shape[1:]) if panel is None else panel
             give["out"] = panel[:, : block.shape[1]]
         elif into is not None and into[0] is not None:
-            give = {"out": into[0][:, rows]} if in_place else {
+            give = {"out": into[0][:, rows], "add": add} if in_place else {
                 "factor": kernel.prepared[1], "product": into[0][:, rows]}
-        backend.weigh(*factors, row_sum[:, rows], col_sum, entries, scale=scale, **give)
+        if give or row_sum is not None or col_sum is not None:
+            backend.weigh(*factors, None if row_sum is None else row_sum[:, rows], col_sum, entries, scale=scale,
+                          **give)
         if into is not None and needs_panel:
             _pull_back(solved, rows, give["out"], into)
         elif into is not None and fused and into[1] is not None:
             backend.weigh_columns(*factors, kernel.prepared[0][:, rows], into[1], entries, scale=scale)
-    row_sum *= weigh.scale[:, None]
-    col_sum *= weigh.scale[:, None]
+    for total in (row_sum, col_sum):
+        if total is not None:
+            total *= weigh.scale[:, None]
     return into
 
 
@@ -242,11 +264,19 @@ def _massless_sums(solved: Solved, log_x: Tensor, log_y: Tensor, weigh: Weigh, s
     return sums
 
 
-def _sums(prepared: Sequence[Tensor], needs: Sequence[bool]) -> list[Tensor | None] | None:
+def _sums(prepared: Sequence[Tensor], needs: Sequence[bool]) -> Gradients | None:
     """Zeros for the gradients to the cost's tensors that are needed, None for the others; None if none is."""
     if not any(needs):
         return None
     return [torch.zeros_like(tensor) if need else None for tensor, need in zip(prepared, needs, strict=True)]
+
+
+def _added(into: Gradients | None, found: Gradients | None) -> Gradients | None:
+    """Both, one of which may be nothing; in place."""
+    if into is None or found is None:
+        return found if into is None else into
+    return [one if other is None else other if one is None else one.add_(other)
+            for one, other in zip(into, found, strict=True)]
 
 
 def _pull_back(solved: Solved, rows: slice, gradient: Tensor, into: Sequence[Tensor | None]) -> None:
