@@ -95,8 +95,8 @@ struct Job {
   int64_t item(int64_t index) const { return items ? items[index] : index; }
 };
 
-// Whether W's factors are multiplied as matrices, into a tile.
-inline bool product_of_factors(const Job& job) { return job.right && job.rank > kFewFactors; }
+// Whether W's factors are multiplied as matrices, into a tile.  Internal linkage, as each instruction set has its copy.
+static inline bool product_of_factors(const Job& job) { return job.right && job.rank > kFewFactors; }
 
 // One unit of work: `index` in [0, units of its phase), `worker` in [0, workers of the call).
 using Unit = void (*)(const Job& job, int64_t index, int worker);

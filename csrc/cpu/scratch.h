@@ -1,4 +1,4 @@
-// Memory for the time of a call.
+// Memory for the time of a call.  Internal linkage, as kernels.cpp is compiled once for each instruction set.
 #pragma once
 
 #include <sys/mman.h>
@@ -30,7 +30,7 @@ class Release {
 using Scratch = std::unique_ptr<void, Release>;
 
 // Has the system put pages under fresh memory at once, which takes less than a fault for each.
-inline void populate(void* begin, size_t bytes) {
+static inline void populate(void* begin, size_t bytes) {
 #if defined(MADV_POPULATE_WRITE)
   const uintptr_t page = 4096, first = (uintptr_t(begin) + page - 1) / page * page;
   const uintptr_t end = (uintptr_t(begin) + bytes) / page * page;
@@ -41,7 +41,7 @@ inline void populate(void* begin, size_t bytes) {
 }
 
 // Aligned, undefined.  Throws std::bad_alloc.
-inline Scratch scratch(size_t bytes) {
+static inline Scratch scratch(size_t bytes) {
   bytes = (bytes + kAlignment - 1) / kAlignment * kAlignment;
   if (bytes == 0) bytes = kAlignment;
   const bool mapped = bytes >= kMappedBytes;
