@@ -69,7 +69,8 @@ def test_every_section_is_rehearsed(rehearsal):
         assert section["rows"], f"{name} has no rows"
         for row in section["rows"]:
             assert row["status"] in ("ok", "wrong", "slow", "missing"), row
-            assert not record.is_ours(row) or row["status"] == "ok", row
+            asked_for_precision = "," in row.get("method", "")  # which a version of the library may not have
+            assert asked_for_precision or not record.is_ours(row) or row["status"] == "ok", row
     assert found["wrong"] == 0
     where = found["environment"]
     assert where["rehearsal"] is True
@@ -85,7 +86,7 @@ def test_what_is_timed_was_judged_and_peers_took_part(rehearsal):
     for name in ("dense", "features", "backward", "small", "arrival"):
         rows = sections[name]["rows"]
         assert all(row["seconds"] > 0 for row in rows if row["status"] == "ok")
-        assert all(row["correct"] is True for row in rows if record.is_ours(row))
+        assert all(row["correct"] is True for row in rows if record.is_ours(row) and "," not in row["method"])
     methods = {name: {row["method"].partition(",")[0] for row in section["rows"] if row["status"] != "missing"}
                for name, section in sections.items() if "method" in section["rows"][0]}
     common = {"torch", "torch.compile", "GeomLoss"}
@@ -249,6 +250,7 @@ def measured(**changes: Any) -> record.Record:
             {"method": "torch, two logsumexp", **shape, "graph": True, "seconds": 4e-4}]
     cell = {"cost": "squared Euclidean", "n": 16384, "d": 128, "status": "ok"}
     free = [{"method": "uotlib sinkhorn", **cell, "seconds": 1e-3, "error": 1e-4, "correct": True},
+            {"method": "uotlib sinkhorn, tf32", **cell, "seconds": 4e-4, "error": 0.1},
             {"method": "flash-sinkhorn, alternating, tf32", **cell, "seconds": 5e-4, "error": 0.2, "status": "wrong"}]
     target = {"n": 4096, "eps": 1e-2, "convention": "kl"}
     ways = [{"method": "uotlib auto", **target, "seconds": 1e-3, "status": "ok"},
@@ -271,6 +273,7 @@ def test_the_table_of_a_record(tmp_path):
     assert "| **uotlib** | 1 ms, error 1e-04 |" in text
     assert "| OTT-JAX |  | 4.0 |" in text  # of the library's time in the same convention
     assert "| GeomLoss |  | > 9.0 (is at 0.1) |" in text
+    assert "| uotlib sinkhorn, tf32 | 0.4, error 1e-01 |" in text
     assert "| flash-sinkhorn, alternating, tf32 | 0.5, error 2e-01 |" in text
     assert "commit abcdef0." in text
     assert "older than the kernels" not in text
