@@ -58,7 +58,7 @@ def sweep_error(case: dict[str, Tensor], backend: Backend = TRITON) -> float:
 def measure(stage: Stage) -> None:
     """One row an operation, shape and eps."""
     shapes = stage.choose(SHAPES, ((2, 9, 21),))
-    cases = [(shape, eps, torch.float32, False) for shape in shapes for eps in stage.choose((1e-1, 1e-4), (1e-4,))]
+    cases = [(shape, eps, torch.float32, False) for shape in shapes for eps in (1e-1, 1e-4)]
     cases += [(stage.choose((3, 333, 500), (2, 9, 21)), 1e-3, dtype, True) for dtype in BOUND]
     for shape, eps, dtype, holes in cases:
         key = {"shape": list(shape), "eps": eps, "dtype": str(dtype).removeprefix("torch."), "infinities": holes}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,8 +15,8 @@ from .stage import Row
 
 #: Columns that are judged.
 SAMPLED = 256
-#: Rows of a block of what they are judged by: float64 entries that fit anywhere.
-BLOCK = 1 << 24
+#: Entries of the cost, in float64, that they are judged by at a time.
+BLOCK = 1 << 22
 #: Largest error of a potential in units of eps: the product's precision is chosen to err by less than half of it.
 BOUND = 0.02
 
@@ -32,7 +32,6 @@ class FeatureProblem:
     b: Tensor
     reg: float
     reg_m: float
-    reg_type: str = "kl"
 
     def cost(self, **how: Any) -> CosineCost | SqEuclideanCost:
         """The library's cost object."""
@@ -49,9 +48,6 @@ class FeatureProblem:
         if self.kind == "cosine":
             return 1 - torch.nn.functional.normalize(x, dim=1) @ torch.nn.functional.normalize(z, dim=1).T
         return torch.cdist(x, z, compute_mode="donot_use_mm_for_euclid_dist").square_()
-
-    def but(self, **changes: Any) -> FeatureProblem:
-        return replace(self, **changes)
 
 
 def draw(kind: str, n: int, d: int, device: torch.device) -> FeatureProblem:
@@ -73,7 +69,7 @@ def judged(problem: FeatureProblem, f: Tensor, g: Tensor) -> Row:
     n = len(problem.x)
     cols = torch.linspace(0, n - 1, min(n, SAMPLED), device=f.device).long()
     total = torch.full((len(cols),), -torch.inf, dtype=torch.float64, device=f.device)
-    rows = max(1, BLOCK // len(cols) // 4)
+    rows = max(1, BLOCK // len(cols))
     log_a = problem.a.double().log()
     for begin in range(0, n, rows):
         part = slice(begin, begin + rows)

@@ -103,7 +103,8 @@ def _best(rows: list[Row], name_of: Callable[[Row], str]) -> dict[str, Row]:
     """Of each method the quickest row that is right, else the quickest."""
     best: dict[str, Row] = {}
     for row in sorted(rows, key=lambda row: (row["status"] != "ok", row["seconds"])):
-        best.setdefault(_ours(row) if is_ours(row) else name_of(row), row)
+        # Of the library's, those that were asked for another precision are beside it as others are.
+        best.setdefault(_ours(row) if is_ours(row) and "," not in row["method"] else name_of(row), row)
     return best
 
 
@@ -129,7 +130,7 @@ def _dense_cell(row: Row, ours: Row | None) -> str:
 def _feature_cell(row: Row, ours: Row | None) -> str:
     """With the error of the plan that each makes: a quicker product is a coarser one."""
     error = f", error {row['error']:.0e}" if row.get("error") is not None else ""
-    if is_ours(row):
+    if row is ours:
         share = f", {100 * row['of_tf32']:.0f}% of a tf32 product" if row.get("of_tf32") else ""
         return _time(row["seconds"]) + share + error
     return f"{ratio(row['seconds'] / ours['seconds'])}{error}" if ours else ""
