@@ -99,6 +99,7 @@ def _sections(device: Any, hardware: dict[str, Any], arguments: argparse.Namespa
                           for row in sweeps.time_size(n, batch, regs, device, hardware, not arguments.quick)],
         "batch_of_small": lambda: sweeps.time_batches(device, hardware),
         "weak_column_fallback": lambda: sweeps.time_fallback(device),
+        "small_solves": lambda: solves.time_small(device),
         "tiles_4096": lambda: sweeps.time_tiles(device, hardware),
         "solves": lambda: solves.time_solves(1024 if arguments.quick else 4096, device),
     }

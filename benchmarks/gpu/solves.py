@@ -1,4 +1,4 @@
-"""Whole solves through the public function, timed from the host."""
+"""Whole solves through the public function: large ones timed from the host, small ones as graphs."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+from .timing import graph_us
 
 if TYPE_CHECKING:
     from uotlib import Solution
@@ -44,6 +46,28 @@ def time_solves(n: int, device: torch.device) -> list[dict[str, Any]]:
             row["solve_ms"] = 1e3 * statistics.median(times[1:])
             row["us_per_iteration"] = 1e3 * row["solve_ms"] / max(1, row["n_iter"])
         rows.append(row)
+    return rows
+
+
+def time_small(device: torch.device) -> list[dict[str, Any]]:
+    """Whole solves in one launch: a pass of every problem of a batch, from replays of a graph with 100 passes."""
+    from uotlib import unbalanced_sinkhorn
+
+    problem: dict[str, Any] = {"reg": 1e-2, "reg_m": 1.0}
+    rows = []
+    for n in (32, 64, 128, 256):
+        for batch in (1, 132, 1056):
+            cost = torch.rand(batch, n, n, device=device)
+            with torch.no_grad():
+                solution = unbalanced_sinkhorn(cost, **problem, backend="triton", tol=1e-4)
+                alone = unbalanced_sinkhorn(cost[-1], **problem, backend="triton", tol=1e-4)
+            row: dict[str, Any] = {"n": n, "batch": batch, "n_iter": int(solution.n_iter.max())}
+            row |= check(alone, cost[-1], **problem, tol=1e-4)
+            row["correct"] &= bool(solution.converged.all()) and torch.equal(solution.f[-1], alone.f)
+            if row["correct"]:
+                row["us_per_pass"] = graph_us([lambda cost=cost: unbalanced_sinkhorn(
+                    cost, **problem, backend="triton", tol=0, max_iter=100, grad="none")]) / 100
+            rows.append(row)
     return rows
 
 
