@@ -17,7 +17,7 @@ import uotlib
 from uotlib import ConvergenceWarning, SolverOptions
 from uotlib.backends import BACKENDS
 from uotlib.backends.triton import TritonBackend
-from uotlib.backends.triton_small import MAX_PASSES, bits_of, tile_for
+from uotlib.backends.triton_small import DEFAULT_TOL, MAX_PASSES, bits_of, tile_for
 from uotlib.kernels import tune
 from uotlib.kernels.tiles import TileTable
 from uotlib.operators import GibbsKernel
@@ -250,8 +250,9 @@ def test_what_is_tuned_has_one_answer(kind, monkeypatch):
 
 
 def test_bits_of_a_tolerance():
-    bits = torch.tensor([bits_of(1e-5), bits_of(0.0)])
-    assert bits.view(torch.float64).tolist() == [1e-5, 0.0]
+    bits = torch.tensor([bits_of(1e-5), bits_of(DEFAULT_TOL)])
+    assert bits.view(torch.float64).tolist() == [1e-5, DEFAULT_TOL]
+    assert (bits.abs() > 2**31).all(), "both compile for 64 bits"
 
 
 @pytest.mark.skipif(not ON_GPU, reason="needs a GPU")
