@@ -35,7 +35,7 @@ def compiled(*arguments: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("targets", "only"), [("90", "float32"), ("90", "float64"), ("80,100", "brief")])
+@pytest.mark.parametrize(("targets", "only"), [("90", "float32"), ("90", "float64"), ("80", "brief"), ("100", "brief")])
 def test_kernels_fit_their_multiprocessor(targets, only):
     rows = compiled("--targets", targets, "--only", only)
     assert {row["kernel"] for row in rows} >= {*READERS, "merge_columns_kernel", "merge_col_lse_kernel"}

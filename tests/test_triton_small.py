@@ -17,7 +17,7 @@ import uotlib
 from uotlib import ConvergenceWarning, SolverOptions
 from uotlib.backends import BACKENDS
 from uotlib.backends.triton import TritonBackend
-from uotlib.backends.triton_small import MAX_PASSES, bits_of, tile_for
+from uotlib.backends.triton_small import DEFAULT_TOL, MAX_PASSES, bits_of, tile_for
 from uotlib.kernels import tune
 from uotlib.kernels.tiles import TileTable
 from uotlib.operators import GibbsKernel
@@ -62,7 +62,7 @@ def single(case: Case) -> Case:
 @pytest.mark.parametrize(("reg_type", "reg_m"), [("kl", (0.5, 0.5)), ("entropy", (0.3, 2.0)), ("kl", (0.5, INF)),
                                                  ("entropy", (INF, INF)), ("entropy", (INF, 0.5))])
 def test_goes_the_same_way(reg_m, reg_type):
-    assert bool(assert_same_way(draw(19, 23, reg=0.06, reg_m=reg_m, reg_type=reg_type), tol=1e-5).converged)
+    assert bool(assert_same_way(draw(19, 23, reg=0.12, reg_m=reg_m, reg_type=reg_type), tol=1e-5).converged)
 
 
 @pytest.mark.parametrize("options", [{"anderson_depth": 0, "anneal_order": 0},
@@ -71,7 +71,7 @@ def test_goes_the_same_way(reg_m, reg_type):
                          ids=str)
 def test_every_option_means_the_same(options):
     case = draw(11, 9, seed=3, kind="clustered", reg=0.03, reg_m=(1.0, 0.4))
-    assert_same_way(case, tol=1e-4, max_iter=24, options=SolverOptions(**options))
+    assert_same_way(case, tol=1e-4, max_iter=16, options=SolverOptions(**options))
 
 
 @pytest.mark.parametrize(("reg_type", "reg_m"), [("kl", (0.5, INF)), ("entropy", (0.3, 2.0))])
@@ -250,8 +250,9 @@ def test_what_is_tuned_has_one_answer(kind, monkeypatch):
 
 
 def test_bits_of_a_tolerance():
-    bits = torch.tensor([bits_of(1e-5), bits_of(0.0)])
-    assert bits.view(torch.float64).tolist() == [1e-5, 0.0]
+    bits = torch.tensor([bits_of(1e-5), bits_of(DEFAULT_TOL)])
+    assert bits.view(torch.float64).tolist() == [1e-5, DEFAULT_TOL]
+    assert (bits.abs() > 2**31).all(), "both compile for 64 bits"
 
 
 @pytest.mark.skipif(not ON_GPU, reason="needs a GPU")

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 #: A kernel cannot be interrupted, and counts in 32 bits: longer solves go pass by pass.
 MAX_PASSES = 1 << 20
+#: Stands for no tol, or 0; any number but 0, whose bits are a 32-bit integer and would be compiled for again.
+DEFAULT_TOL = -1.0
 #: Longest histories that the kernel has room for.
 MAX_DEPTH, MAX_ORDER = 15, 7
 #: Width of the normal equations on chip: the history and the right-hand side, at least what a matrix product takes.
@@ -64,7 +66,7 @@ def small_solve(tile: Tile, problem: Problem, cost: Tensor, method: str, max_ite
     vectors = (rows.mass, rows.log_mass, rows.penalty.tau, cols.mass, cols.log_mass, cols.penalty.tau, problem.reg,
                None if init is None else init[1])
     arguments = (cost, problem.cost_items, *(None if vector is None else vector.contiguous() for vector in vectors),
-                 answers, work, cost.stride(0), cost.stride(1), n, m, batch, max_iter, bits_of(tol or 0.0))
+                 answers, work, cost.stride(0), cost.stride(1), n, m, batch, max_iter, bits_of(tol or DEFAULT_TOL))
     return SmallSolve(batch, tile, arguments, constants, StoredOutcome(answers, batch, n, m))
 
 

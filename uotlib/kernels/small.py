@@ -170,9 +170,9 @@ def small_solve_kernel(cost, items, mass_a, log_a, tau_a, mass_b, log_b, tau_b, 
                        ANNEAL_PASSES: tl.constexpr, DEPTH: tl.constexpr, ANDERSON_START: tl.constexpr,
                        SAFEGUARD: tl.constexpr, BACKTRACK: tl.constexpr, TRUST_REGION: tl.constexpr,
                        SLOTS: tl.constexpr):
-    """Grid: (batch,).  ``answers`` as `uotlib.outcome.StoredOutcome` has them; max_iter - (1 if TEXTBOOK) < 2^31.
+    """Grid: (batch,).  ``answers`` as `uotlib.outcome.StoredOutcome` has them; max_iter below 2^31.
 
-    ``tol_bits`` are those of tol as a float64: a number would arrive as float32.
+    ``tol_bits`` are those of tol as a float64, which would arrive as float32; negative for the default.
     """
     dtype: tl.constexpr = cost.dtype.element_ty
     ROUNDOFF: tl.constexpr = 2.0**-24 if dtype == tl.float32 else 2.0**-53
