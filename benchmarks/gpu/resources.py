@@ -20,10 +20,11 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from uotlib.backends.triton_features import PRECISIONS, RANK
+from uotlib.backends.triton_features import RANK, dot_precisions
 from uotlib.backends.triton_launch import launch_options
 from uotlib.kernels import launchable
 from uotlib.kernels.tiles import Tile, TileTable, feature_depth
+from uotlib.precision import NAMES
 
 POINTERS = {
     "items": "*i64", "mask": "*u8", "log_u": "*fp64", "log_v": "*fp64", "offset": "*fp64", "damping": "*fp64",
@@ -106,7 +107,7 @@ def feature_configurations(table: TileTable | None = None) -> Iterator[Configura
     """The kernels that stream features, in one product of tiles and in several, with the fewest and most arguments."""
     table = table or TileTable()
     sums, weigh = ("right", "alpha", "beta", "cost_sum"), ("factor", "product")
-    for precision in PRECISIONS:
+    for precision in NAMES:
         for double in (False, True) if precision == "float64" else (False,):
             suffix = "_float64" if precision == "float64" else ""
             for features in (16, 32, 1024):
@@ -132,7 +133,7 @@ def source(configuration: Configuration) -> tuple[ASTSource, dict[str, Any]]:
               "VECTOR": configuration.vector}
     if configuration.features:
         depth, chunk = feature_depth(configuration.features)
-        product, factors = PRECISIONS[configuration.precision]
+        product, factors = dot_precisions(configuration.precision, hip=False)
         chosen |= {"DEPTH": chunk, "SINGLE": chunk == depth, "PRECISION": product, "FACTORS": factors, "RANK": RANK,
                    "DOUBLE": configuration.double, "WIDTH": TileTable().feature_width}
         if configuration.precision == "float32":
