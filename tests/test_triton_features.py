@@ -18,6 +18,7 @@ from uotlib import CosineCost, DotCost, SqEuclideanCost, unbalanced_sinkhorn
 from uotlib.backends.features import Features
 from uotlib.backends.reference import ReferenceBackend
 from uotlib.backends.triton import TritonBackend
+from uotlib.backends.triton_features import TritonFeatures
 from uotlib.kernels.tiles import Tile, TileTable
 from uotlib.operators import GibbsKernel
 
@@ -131,6 +132,18 @@ def test_solves(kind, reg_type):
     for name in ("f", "g", "value", "row_mass", "col_mass", "violation"):
         actual, expected = getattr(streamed, name).double(), getattr(exact, name)
         torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(("asked", "reg", "taken"), [
+    (None, 0.2, "tf32"), (None, 1e-2, "bf16x3"), (None, 1e-4, "bf16x6"), (None, 1e-5, "float64"),
+    ("tf32x3", 0.2, "tf32x3")])
+def test_precision_follows_eps_and_can_be_asked_for(asked, reg, taken, monkeypatch):
+    used = []
+    launch = TritonFeatures._lse
+    monkeypatch.setattr(TritonFeatures, "_lse", lambda self, *rest: used.append(self.precision) or launch(self, *rest))
+    cost = CosineCost(draw(5, 3).float(), draw(6, 3, seed=1).float(), materialize=False, precision=asked)
+    unbalanced_sinkhorn(cost, reg=reg, reg_m=1.0, max_iter=1, tol=0, backend="triton")
+    assert set(used) == {taken}
 
 
 def test_a_shared_cost_and_a_small_eps():
