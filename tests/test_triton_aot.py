@@ -39,6 +39,21 @@ def compiled(*arguments: str) -> list[dict[str, Any]]:
 def test_kernels_fit_their_multiprocessor(targets, only):
     rows = compiled("--targets", targets, "--only", only)
     assert {row["kernel"] for row in rows} >= {*READERS, "merge_columns_kernel", "merge_col_lse_kernel"}
+    assert_fit(rows)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["80", "90", "100"])
+def test_kernels_of_features_fit_and_use_tensor_cores(target):
+    rows = compiled("--targets", target, "--only", "features")
+    assert {row["kernel"] for row in rows} == {"feature_lse_kernel", "feature_weigh_kernel"}
+    assert_fit(rows)
+    for row in rows:
+        assert row["wide_loads"] > 0, f"no 16-byte loads: {row}"
+        assert (row["products"] > 0) == ("float32" not in row["variant"]), f"tensor cores: {row}"
+
+
+def assert_fit(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         whole, one = SHARED[row["target"]]
         assert row["stack"] == 0, f"spills: {row}"

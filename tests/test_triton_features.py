@@ -11,12 +11,16 @@ import os
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from uotlib import CosineCost, DotCost, SqEuclideanCost, unbalanced_sinkhorn
 from uotlib.backends.features import Features
 from uotlib.backends.reference import ReferenceBackend
 from uotlib.backends.triton import TritonBackend
+from uotlib.backends.triton_features import TritonFeatures
 from uotlib.kernels.tiles import Tile, TileTable
+from uotlib.operators import GibbsKernel
 
 pytest.importorskip("triton", reason="needs triton: pip install triton")
 
@@ -130,6 +134,18 @@ def test_solves(kind, reg_type):
         torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize(("asked", "reg", "taken"), [
+    (None, 0.2, "tf32"), (None, 1e-2, "bf16x3"), (None, 1e-4, "bf16x6"), (None, 1e-5, "float64"),
+    ("tf32x3", 0.2, "tf32x3")])
+def test_precision_follows_eps_and_can_be_asked_for(asked, reg, taken, monkeypatch):
+    used = []
+    launch = TritonFeatures._lse
+    monkeypatch.setattr(TritonFeatures, "_lse", lambda self, *rest: used.append(self.precision) or launch(self, *rest))
+    cost = CosineCost(draw(5, 3).float(), draw(6, 3, seed=1).float(), materialize=False, precision=asked)
+    unbalanced_sinkhorn(cost, reg=reg, reg_m=1.0, max_iter=1, tol=0, backend="triton")
+    assert set(used) == {taken}
+
+
 def test_a_shared_cost_and_a_small_eps():
     x, z = draw(21, 3), draw(30, 3, seed=1)
     a = draw(3, 21, seed=2).exp() / 21
@@ -234,6 +250,32 @@ def _refuse_rows(block):
         return block(self, prepared, rows, dtype)
 
     return sampled
+
+
+class Largest(TorchDispatchMode):
+    """Entries of the largest tensor that any operator of torch gives."""
+
+    entries = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        self.entries = max([self.entries, *(part.numel() for part in tree_leaves(result) if isinstance(part, Tensor))])
+        return result
+
+
+def test_no_tensor_of_the_size_of_the_cost():
+    n, m = 130, 200
+    tensors, _ = prepared(SqEuclideanCost, draw(1, n, 3), draw(1, m, 3, seed=1), torch.float32)
+    kernel = GibbsKernel(SqEuclideanCost(*tensors), tensors, None, None, (1, n, m), torch.float32, TritonBackend(),
+                         block_bytes=1 << 26)
+    reg = torch.ones(1, dtype=torch.float64, device=DEVICE)
+    log_u, log_v = draw(1, n, seed=2), draw(1, m, seed=3)
+    with Largest() as largest:
+        kernel.reachable(log_u > 0, log_v > 0)
+        kernel.sweep(log_v, log_u, reg, reg, 0 * reg)
+        kernel.features.weigh(log_u, log_v, reg, factor=draw(1, m, 4), cost=True)
+        kernel.features.schur(log_u, log_v, log_u.exp(), log_v.exp(), reg, None)
+    assert 0 < largest.entries < n * m / 2
 
 
 def test_hessian_of_the_value(monkeypatch):

@@ -12,11 +12,15 @@ from ..kernels.tiles import Tile, TileTable, feature_depth
 from .features import Features, Weighed
 from .triton_launch import ceil_div, interpreted, kernel, launch_options, multiprocessors, on
 
-#: What `tl.dot` calls the precision of a product of features, and of one with factors, by `Features.precision`.
-PRECISIONS = {"float32": ("ieee", "ieee"), "tf32": ("tf32", "tf32x3"), "tf32x3": ("tf32x3", "tf32x3"),
-              "bf16x3": ("bf16x3", "bf16x6"), "bf16x6": ("bf16x6", "bf16x6"), "float64": ("ieee", "ieee")}
 #: Factors of a weight of rank above 1 are multiplied in chunks of so many.
 RANK = 16
+
+
+def dot_precisions(precision: str, hip: bool) -> tuple[str, str]:
+    """What `tl.dot` calls the precision of a product of features, and of one with factors, which is float32's."""
+    if precision in ("float32", "float64"):
+        return "ieee", "ieee"
+    return precision, "bf16x6" if hip else "tf32x3"
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,8 @@ class _Launch:
         split_tiles = ceil_div(tiles, min(tiles, max(1, room // max(1, count * self.blocks * width_blocks))))
         self.splits, self.split_cols = ceil_div(tiles, split_tiles), split_tiles * self.tile.cols
         # The interpreter multiplies in the type of the operands, and knows no other name for that in every version.
-        self.precisions = ("ieee", "ieee") if interpreted() else PRECISIONS[features.precision]
+        self.precisions = ("ieee", "ieee") if interpreted() else dot_precisions(features.precision,
+                                                                                torch.version.hip is not None)
         # Without tensor cores operands are in registers, which copies ahead of their use would take.
         self.stages = 1 if features.precision == "float32" else self.tile.stages
 

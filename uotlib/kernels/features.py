@@ -153,7 +153,8 @@ def feature_weigh_kernel(x, z, items, alpha, beta, log_x, log_y, reg, left, righ
             weighted += tl.sum(w * c, axis=1).to(tl.float64)
         if product is not None:
             f = tl.load(start + cols[None, :], mask=(columns < width)[:, None], other=0.0)
-            sums = tl.dot(w, tl.trans(f), sums, input_precision=FACTORS, out_dtype=dtype)
+            wf = tl.dot(w, tl.trans(f), input_precision=FACTORS, out_dtype=dtype)
+            sums = tl.fma(wf, 1.0, sums)  # as in `inner_products`
 
     place = part.to(tl.int64) * n + rows
     once = rows < tl.where(width_block == 0, n, 0)

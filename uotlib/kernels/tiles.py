@@ -100,7 +100,7 @@ class TileTable:
     #: each.  A square tile of 128 would read half as much from L2, and spills.
     feature_lse: Tile = Tile(128, 64, warps=8, per_sm=1)
     feature_lse_float64: Tile = Tile(64, 32, warps=8, stages=2, per_sm=1)
-    feature_sums: Tile = Tile(128, 64, warps=8, per_sm=1)
+    feature_sums: Tile = Tile(128, 32, warps=8, per_sm=1)
     feature_sums_float64: Tile = Tile(64, 32, warps=8, stages=2, per_sm=1)
     #: The same with factors of a weight or a product, which have accumulators and operands of their own.
     feature_weigh: Tile = Tile(64, 32, warps=8, stages=2, per_sm=1)
