@@ -152,7 +152,8 @@ def source(configuration: Configuration) -> tuple[ASTSource, dict[str, Any]]:
         if configuration.precision == "float32":
             chosen["STAGES"] = 1
     for place, name in enumerate(fn.arg_names):
-        absent = (name in ("items", "start") and not configuration.items) or (name == "mask" and not configuration.mask) or (
+        absent = (name in ("items", "start") and not configuration.items) or (
+            name == "mask" and not configuration.mask) or (
             configuration.features and name in OPTIONAL and name not in configuration.given)
         if absent or name in chosen:
             signature[name] = "constexpr"
