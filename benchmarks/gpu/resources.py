@@ -1,11 +1,13 @@
 """What the compiler makes of every kernel in the tile table: registers, shared memory, spills, width of the loads.
 
-Needs Triton but no GPU: `python -m benchmarks.gpu.resources [--json] [--only float32|float64|brief] [--targets 80,90]`.
+Needs Triton but no GPU: `python -m benchmarks.gpu.resources [--json] [--only float32|float64|brief]
+[--kernel sweep_kernel] [--targets 80,90]`.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import re
@@ -21,30 +23,54 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from uotlib.backends.triton import launch_options
+from uotlib.backends.triton_adjoint import DOT_RANK, ELEMENTWISE_RANK, WIDTHS
 from uotlib.kernels import launchable
 from uotlib.kernels.tiles import Tile, TileTable
 
+#: Pointers by what they point to; "*" is the type of the arithmetic.
 POINTERS = {
-    "items": "*i64", "mask": "*u8", "log_u": "*fp64", "log_v": "*fp64", "offset": "*fp64", "damping": "*fp64",
-    "reg": "*fp64", "shift": "*fp64", "row_lse": "*fp64", "col_lse": "*fp64", "col_mass": "*fp64",
+    "*i64": ("items",), "*u8": ("mask",),
+    "*fp64": ("log_u", "log_v", "offset", "damping", "reg", "shift", "row_lse", "col_lse", "col_mass", "log_x", "log_y",
+              "diagonal", "vector", "through", "root_r", "root_c", "row_side", "row_ratio", "weights", "log_own",
+              "log_other", "scale"),
+    "*": ("partial", "anchors", "totals", "plan", "left", "right", "factor", "product", "own_sum", "other_sum", "out"),
 }
-COST_POINTERS = ("cost", "partial", "anchors", "totals", "plan")
+POINTER_TYPES = {name: kind for kind, names in POINTERS.items() for name in names}
+#: Arguments that may be None.
+OPTIONAL = ("items", "mask", "left", "right", "scale", "factor", "product", "own_sum", "other_sum", "out")
+REALS = {"float64": "fp64", "float32": "fp32"}
 
 
 @dataclass(frozen=True)
 class Configuration:
-    """One compilation: a kernel, its tile, and how it is called."""
+    """One compilation: a kernel, its tile, and how it is called.
+
+    Args:
+        storage: Type of the cost.
+        aligned: Whether pointer, strides and width allow for loads of 16 bytes.
+        given: Optional arguments that are not None.
+        constants: The kernel's own, as pairs.
+    """
 
     kernel: str
     tile: Tile
-    double: bool
+    storage: str
     aligned: bool
-    items: bool = False
-    mask: bool = False
+    given: tuple[str, ...] = ()
+    constants: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def double(self) -> bool:
+        return self.storage == "float64"
 
     @property
     def vector(self) -> int:
         return (2 if self.double else 4) if self.aligned else 1
+
+    @property
+    def variant(self) -> str:
+        own = [f"{name.lower()}={value}" for name, value in self.constants if name != "PRECISION"]
+        return " ".join([f"+{name}" for name in self.given if name not in ("left", "own_sum", "product")] + own)
 
 
 @dataclass(frozen=True)
@@ -72,19 +98,42 @@ class Resources:
 def configurations(table: TileTable | None = None) -> Iterator[Configuration]:
     """Everything the backend launches, with the work list and the mask on the kernels of one type each."""
     table = table or TileTable()
-    for double in (False, True):
-        suffix = "_float64" if double else ""
-        for tile in getattr(table, "sweep" + suffix):
-            for aligned in (True, False):
-                yield Configuration("sweep_kernel", tile, double, aligned, items=not aligned)
+    for storage in ("float32", "float64"):
+        suffix = "_float64" if storage == "float64" else ""
+        for kernel, kind in (("sweep_kernel", "sweep"), ("schur_kernel", "sweep"), ("eliminate_kernel", "eliminate")):
+            for tile in getattr(table, kind + suffix):
+                for aligned in (True, False):
+                    yield Configuration(kernel, tile, storage, aligned, () if aligned else ("items",))
         for kernel, kind in (("row_lse_kernel", "row"), ("col_lse_kernel", "column"), ("col_mass_kernel", "column"),
-                             ("panel_kernel", "panel")):
+                             ("panel_kernel", "panel"), ("through_kernel", "row")):
             for aligned in (True, False):
-                yield Configuration(kernel, getattr(table, kind + suffix), double, aligned, items=not aligned)
-        yield Configuration("col_lse_kernel", getattr(table, "column" + suffix), double, True, items=True, mask=True)
-        yield Configuration("merge_columns_kernel", table.merge, double, True)
-        yield Configuration("merge_col_lse_kernel", table.merge, double, True)
-        yield Configuration("merge_col_lse_kernel", table.merge, double, True, mask=True)
+                yield Configuration(kernel, getattr(table, kind + suffix), storage, aligned,
+                                    () if aligned else ("items",))
+        for sums in (1, 3):
+            yield Configuration("back_kernel", getattr(table, "back" + suffix), storage, True,
+                                constants=(("SUMS", sums),))
+        yield Configuration("col_lse_kernel", getattr(table, "column" + suffix), storage, True, ("items", "mask"))
+        yield Configuration("merge_columns_kernel", table.merge, storage, True)
+        yield Configuration("merge_columns_kernel", table.merge, storage, True, ("log_v",))
+        yield Configuration("merge_col_lse_kernel", table.merge, storage, True)
+        yield Configuration("merge_col_lse_kernel", table.merge, storage, True, ("mask",))
+        yield from _weigh_configurations(table, storage)
+
+
+def _weigh_configurations(table: TileTable, storage: str) -> Iterator[Configuration]:
+    """Entries, products and transposed products, with their sums; W of no factors, of few terms and of many."""
+    sums, products = ("own_sum", "other_sum", "scale"), ("factor", "product")
+    suffix, precision = ("_float64", "ieee") if storage == "float64" else ("", "tf32x3")
+    for given, transposed in (((*sums, "out"), False), ((*sums, *products), False), ((*products, "scale"), True)):
+        for rank, aligned in itertools.product((0, ELEMENTWISE_RANK, DOT_RANK), (True, False)):
+            dots = rank > ELEMENTWISE_RANK
+            tile = getattr(table, ("product" if dots or "factor" in given else "weigh") + suffix)
+            factors = ("left", "right") if rank else ()
+            constants = {"TRANSPOSED": transposed, "RANK": rank, "DOTS": dots, "WIDTH": WIDTHS[-1],
+                         "PRECISION": precision}
+            yield Configuration("weigh_kernel", tile, storage, aligned,
+                                (*given, *factors) if aligned else ("items", *given, *factors),
+                                tuple(constants.items()))
 
 
 def source(configuration: Configuration) -> tuple[ASTSource, dict[str, Any]]:
@@ -96,14 +145,16 @@ def source(configuration: Configuration) -> tuple[ASTSource, dict[str, Any]]:
     constants: dict[str, Any] = {}
     attributes: dict[tuple[int, ...], list[list[Any]]] = {}
     chosen = {"ROWS": tile.rows, "COLS": tile.cols, "STAGES": tile.stages, "SLABS": tile.rows,
-              "VECTOR": configuration.vector}
+              "VECTOR": configuration.vector} | dict(configuration.constants)
+    optional = OPTIONAL + (("log_v",) if configuration.kernel == "merge_columns_kernel" else ())
     for place, name in enumerate(fn.arg_names):
-        absent = (name == "items" and not configuration.items) or (name == "mask" and not configuration.mask)
+        absent = name in optional and name not in configuration.given
         if absent or name in chosen:
             signature[name] = "constexpr"
             constants[name] = None if absent else chosen[name]
-        elif name in POINTERS or name in COST_POINTERS:
-            signature[name] = POINTERS.get(name, "*" + real)
+        elif name == "cost" or name in POINTER_TYPES:
+            kind = "*" + REALS[configuration.storage] if name == "cost" else POINTER_TYPES[name]
+            signature[name] = "*" + real if kind == "*" else kind
             if name != "cost" or configuration.aligned:
                 attributes[(place,)] = [["tt.divisibility", 16]]
         else:
@@ -122,12 +173,11 @@ def resources(configuration: Configuration, capability: int) -> Resources:
     kernel = compiled(configuration, capability)
     usage = _usage(kernel.asm["cubin"])
     ptx = kernel.asm["ptx"]
-    real = "fp64" if configuration.double else "fp32"
-    variant = "".join(f" +{name}" for name in ("items", "mask") if getattr(configuration, name)).strip()
     tile = configuration.tile
     return Resources(
-        kernel=configuration.kernel, target=capability, dtype=real, tile=f"{tile.rows}x{tile.cols}", warps=tile.warps,
-        per_sm=tile.per_sm, aligned=configuration.aligned, variant=variant, registers=usage["REG"],
+        kernel=configuration.kernel, target=capability, dtype=configuration.storage,
+        tile=f"{tile.rows}x{tile.cols}", warps=tile.warps, per_sm=tile.per_sm, aligned=configuration.aligned,
+        variant=configuration.variant, registers=usage["REG"],
         shared=kernel.metadata.shared, stack=usage["STACK"], local=usage["LOCAL"],
         wide_loads=len(re.findall(r"ld\.global\S*\.v4\.b32|ld\.global\S*\.v2\.b64|cp\.async\S* .*, 0x10", ptx)),
         narrow_loads=len(re.findall(r"ld\.global\S*\.b(?:32|64) |ld\.global\.b\d+ |cp\.async\S* .*, 0x[48]\b", ptx)),
@@ -155,20 +205,22 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="one JSON list instead of a table")
     parser.add_argument("--only", choices=["float32", "float64", "brief"],
                         help="one type of cost; brief is float32 with 16-byte loads")
+    parser.add_argument("--kernel", help="this kernel only")
     parser.add_argument("--targets", default="80,90,100", help="compute capabilities, e.g. 90 or 80,90")
     arguments = parser.parse_args()
     if os.environ.get("TRITON_INTERPRET") == "1":
         parser.error("unset TRITON_INTERPRET: interpreted kernels are not compiled")
     rows = [resources(configuration, int(target)) for target in arguments.targets.split(",")
-            for configuration in configurations() if _chosen(configuration, arguments.only)]
+            for configuration in configurations() if _chosen(configuration, arguments.only)
+            and arguments.kernel in (None, configuration.kernel)]
     if arguments.json:
         print(json.dumps([asdict(row) for row in rows]))
         return
-    print(f"{'kernel':21} sm  type tile    warps {'loads':9} {'variant':12} regs shared stack local  wide narrow")
+    print(f"{'kernel':21} sm  {'type':8} tile    warps {'loads':9} regs shared stack local  wide narrow variant")
     for row in rows:
-        print(f"{row.kernel:21} {row.target:<3} {row.dtype} {row.tile:8} {row.warps:4} "
-              f"{'aligned' if row.aligned else 'unaligned':9} {row.variant:12} {row.registers:4} {row.shared:6} "
-              f"{row.stack:5} {row.local:5} {row.wide_loads:5} {row.narrow_loads:6}")
+        print(f"{row.kernel:21} {row.target:<3} {row.dtype:8} {row.tile:8} {row.warps:4} "
+              f"{'aligned' if row.aligned else 'unaligned':9} {row.registers:4} {row.shared:6} "
+              f"{row.stack:5} {row.local:5} {row.wide_loads:5} {row.narrow_loads:6} {row.variant}")
 
 
 if __name__ == "__main__":

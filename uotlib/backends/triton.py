@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..kernels.tiles import Tile, TileTable, slab_layout
+from ..kernels.tiles import Tile, TileTable, slab_layout, span_layout
+from . import triton_adjoint
 from .base import Backend, log_scaling
 
 
@@ -54,6 +55,7 @@ class TritonBackend(Backend):
 
     name = "triton"
     asynchronous = True
+    adjoint_temporaries = weigh_temporaries = 0
 
     def __init__(self, table: TileTable | None = None) -> None:
         self.table = table or TileTable()
@@ -116,6 +118,35 @@ class TritonBackend(Backend):
                      *_strides(cost), n, m, row_blocks, col_blocks)
         return out
 
+    def schur(self, cost: Tensor, log_x: Tensor, log_y: Tensor, row_diagonal: Tensor, vector: Tensor, reg: Tensor,
+              total: Tensor, items: Tensor | None = None) -> None:
+        if log_x.numel() * log_y.numel():
+            triton_adjoint.schur(self, cost, log_x, log_y, row_diagonal, vector, reg, total, items)
+
+    def eliminate(self, cost: Tensor, log_x: Tensor, log_y: Tensor, root_r: Tensor, root_c: Tensor, row_side: Tensor,
+                  row_ratio: Tensor, reg: Tensor, sums: Tensor, items: Tensor | None = None,
+                  empty: Tensor | None = None) -> Tensor:
+        if log_x.numel() * log_y.numel() == 0:
+            return super().eliminate(cost, log_x, log_y, root_r, root_c, row_side, row_ratio, reg, sums, items)
+        return triton_adjoint.eliminate(self, cost, log_x, log_y, root_r, root_c, row_side, row_ratio, reg, sums, items)
+
+    def weigh(self, cost: Tensor, log_u: Tensor, log_v: Tensor, reg: Tensor, left: Tensor | None, right: Tensor | None,
+              row_sum: Tensor, col_sum: Tensor, items: Tensor | None = None, *, scale: Tensor | None = None,
+              out: Tensor | None = None, factor: Tensor | None = None, product: Tensor | None = None) -> None:
+        if log_u.numel() * log_v.numel() == 0 or (left is not None and left.shape[2] == 0):
+            super().weigh(cost, log_u, log_v, reg, left, right, row_sum, col_sum, items, scale=scale, out=out,
+                          factor=factor, product=product)
+            return
+        triton_adjoint.weigh(self, cost, log_u, log_v, reg, left, right, items, scale, row_sum=row_sum,
+                             col_sum=col_sum, out=out, factor=factor, product=product)
+
+    def weigh_columns(self, cost: Tensor, log_u: Tensor, log_v: Tensor, reg: Tensor, left: Tensor | None,
+                      right: Tensor | None, factor: Tensor, product: Tensor, items: Tensor | None = None, *,
+                      scale: Tensor | None = None) -> None:
+        if log_u.numel() * product.numel() and (left is None or left.shape[2]):
+            triton_adjoint.weigh(self, cost, log_u, log_v, reg, left, right, items, scale, factor=factor,
+                                 product=product, transposed=True)
+
     def _sweep_wide(self, cost: Tensor, log_v: Tensor, offset: Tensor, damping: Tensor, reg: Tensor, shift: Tensor,
                     col_mass: Tensor, items: Tensor | None) -> Tensor:
         """The sweep in two reads of the cost, for rows too wide to be kept on chip."""
@@ -148,7 +179,7 @@ class TritonBackend(Backend):
         self._launch_merge("merge_col_lse_kernel", anchors, totals, mask, out)
         return out
 
-    def _merge(self, partial: Tensor, log_v: Tensor, col_mass: Tensor) -> None:
+    def _merge(self, partial: Tensor, log_v: Tensor | None, col_mass: Tensor) -> None:
         # An in-place contract with a result that may be a strided view of someone's buffer.
         target = col_mass if col_mass.is_contiguous() else col_mass.contiguous()
         self._launch_merge("merge_columns_kernel", partial, log_v, target)
@@ -166,17 +197,23 @@ class TritonBackend(Backend):
                                                **launch_options(tile))
 
     def _launch(self, kernel: str, cost: Tensor, programs: int, tile: Tile, items: Tensor | None, *arguments: Any,
-                **constants: int) -> None:
+                **options: Any) -> None:
+        """``options`` are the kernel's own constants, and results that have strides of their own."""
         arguments = tuple(value.contiguous() if isinstance(value, Tensor) else value for value in arguments)
+        strided = [value for value in options.values() if isinstance(value, Tensor)]
         with _on(cost.device):
             _kernel(kernel)[(programs,)](cost, items, *arguments, ROWS=tile.rows, COLS=tile.cols,
-                                         VECTOR=_vector_width(cost), **constants, **launch_options(tile))
+                                         VECTOR=min(map(_vector_width, (cost, *strided))), **options,
+                                         **launch_options(tile))
 
     def _tile(self, kind: str, cost: Tensor) -> Tile:
         return getattr(self.table, kind + "_float64" if cost.dtype == torch.float64 else kind)
 
     def _slabs(self, cost: Tensor, count: int, n: int, tile: Tile, columns: int) -> tuple[int, int]:
         return slab_layout(count, n, tile, _multiprocessors(cost.device), columns, self.table.slab_rows)
+
+    def _spans(self, cost: Tensor, programs: int, other: int, tile: Tile) -> tuple[int, int]:
+        return span_layout(programs, other, tile, _multiprocessors(cost.device))
 
 
 def _kernel(name: str) -> Any:

@@ -21,6 +21,12 @@ LOWEST = tl.constexpr(-3.0e38)
 LARGEST = tl.constexpr(3.0e38)
 
 
+@triton.constexpr_function
+def arithmetic_type(storage):
+    """Type of the arithmetic on costs that are kept in this type."""
+    return tl.float64 if storage == tl.float64 else tl.float32
+
+
 @triton.jit
 def split_scale(reg, dtype: tl.constexpr):
     """-log2(e) / eps as (high, low), both negative: so a cost of +inf gives -inf, never inf - inf or 0 * inf."""
@@ -90,6 +96,19 @@ def item_index(items, b):
     else:
         item = tl.load(items + b).to(tl.int64)
     return item
+
+
+@triton.jit
+def item_cost(cost, items, b, stride_b, VECTOR: tl.constexpr):
+    """Where the cost of entry b of the work list begins."""
+    return cost + item_index(items, b) * multiple_of(stride_b, VECTOR)
+
+
+@triton.jit
+def own_slab(place, slabs, slab_rows, n):
+    """(item, first row, end) of the slab at this place of a grid of the slabs of item 0, of item 1, ..."""
+    first = place % slabs * slab_rows
+    return (place // slabs).to(tl.int64), first, tl.minimum(first + slab_rows, n)
 
 
 @triton.jit

@@ -69,7 +69,10 @@ def sweep_kernel(cost, items, log_v, offset, damping, reg, shift, row_lse, parti
 
 @triton.jit(do_not_specialize=["m", "slabs", "blocks"])
 def merge_columns_kernel(partial, log_v, col_mass, m, slabs, blocks, SLABS: tl.constexpr, COLS: tl.constexpr):
-    """col_mass += mantissa of v times the slabs' sums, added in float64.  Grid: (column blocks of each item)."""
+    """col_mass += the slabs' sums, added in float64, times the mantissa of v where there is a log_v.
+
+    Grid: (column blocks of each item).
+    """
     program = tl.program_id(0)
     b = (program // blocks).to(tl.int64)
     cols = program % blocks * COLS + tl.arange(0, COLS)
@@ -80,6 +83,8 @@ def merge_columns_kernel(partial, log_v, col_mass, m, slabs, blocks, SLABS: tl.c
         sums = tl.load(partial + (b * slabs + ids)[:, None] * m + cols[None, :],
                        mask=(ids < slabs)[:, None] & inside[None, :], other=0.0)
         total += tl.sum(sums.to(tl.float64), axis=0)
-    _, mantissa = split_exponent(tl.load(log_v + b * m + cols, mask=inside, other=0.0), tl.float64)
+    if log_v is not None:
+        _, mantissa = split_exponent(tl.load(log_v + b * m + cols, mask=inside, other=0.0), tl.float64)
+        total = total * mantissa
     before = tl.load(col_mass + b * m + cols, mask=inside, other=0.0)
-    tl.store(col_mass + b * m + cols, before + total * mantissa, mask=inside)
+    tl.store(col_mass + b * m + cols, before + total, mask=inside)
