@@ -22,7 +22,7 @@ RESERVED = 1 << 10
 REGISTERS = 65536
 #: Kernels that read the cost, which must be read 16 bytes at a time where it can be.
 READERS = ("sweep_kernel", "row_lse_kernel", "col_lse_kernel", "col_mass_kernel", "panel_kernel", "schur_kernel",
-           "eliminate_kernel", "through_kernel", "back_kernel", "weigh_kernel")
+           "eliminate_kernel", "through_kernel", "back_kernel", "weigh_kernel", "block_min_kernel")
 
 
 def compiled(*arguments: str) -> list[dict[str, Any]]:

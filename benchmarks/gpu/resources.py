@@ -24,20 +24,22 @@ from triton.compiler import ASTSource
 
 from uotlib.backends.triton import launch_options
 from uotlib.backends.triton_adjoint import DOT_RANK, ELEMENTWISE_RANK, WIDTHS
+from uotlib.backends.triton_skip import SEGMENT
 from uotlib.kernels import launchable
 from uotlib.kernels.tiles import Tile, TileTable
 
 #: Pointers by what they point to; "*" is the type of the arithmetic.
 POINTERS = {
-    "*i64": ("items",), "*u8": ("mask",),
+    "*i64": ("items", "skip"), "*u8": ("mask",),
     "*fp64": ("log_u", "log_v", "offset", "damping", "reg", "shift", "row_lse", "col_lse", "col_mass", "log_x", "log_y",
               "diagonal", "vector", "through", "root_r", "root_c", "row_side", "row_ratio", "weights", "log_own",
-              "log_other", "scale"),
-    "*": ("partial", "anchors", "totals", "plan", "left", "right", "factor", "product", "own_sum", "other_sum", "out"),
+              "log_other", "scale", "last_log_v", "last_col_lse", "last_row_lse", "last_reg", "bounds"),
+    "*": ("partial", "anchors", "totals", "plan", "left", "right", "factor", "product", "own_sum", "other_sum", "out",
+          "table"),
 }
 POINTER_TYPES = {name: kind for kind, names in POINTERS.items() for name in names}
 #: Arguments that may be None.
-OPTIONAL = ("items", "mask", "left", "right", "scale", "factor", "product", "own_sum", "other_sum", "out")
+OPTIONAL = ("items", "mask", "left", "right", "scale", "factor", "product", "own_sum", "other_sum", "out", "skip")
 REALS = {"float64": "fp64", "float32": "fp32"}
 
 
@@ -104,6 +106,8 @@ def configurations(table: TileTable | None = None) -> Iterator[Configuration]:
             for tile in getattr(table, kind + suffix):
                 for aligned in (True, False):
                     yield Configuration(kernel, tile, storage, aligned, () if aligned else ("items",))
+                if kernel == "sweep_kernel":
+                    yield from _skip_configurations(tile, storage)
         for kernel, kind in (("row_lse_kernel", "row"), ("col_lse_kernel", "column"), ("col_mass_kernel", "column"),
                              ("panel_kernel", "panel"), ("through_kernel", "row")):
             for aligned in (True, False):
@@ -118,6 +122,16 @@ def configurations(table: TileTable | None = None) -> Iterator[Configuration]:
         yield Configuration("merge_col_lse_kernel", table.merge, storage, True)
         yield Configuration("merge_col_lse_kernel", table.merge, storage, True, ("mask",))
         yield from _weigh_configurations(table, storage)
+
+
+def _skip_configurations(tile: Tile, storage: str) -> Iterator[Configuration]:
+    """The sweep that leaves parts out, and what decides on them."""
+    segment, segments = ("SEGMENT", SEGMENT), ("SEGMENTS", tile.cols // SEGMENT)
+    narrow = Tile(tile.rows, tile.cols, warps=1)
+    yield Configuration("sweep_kernel", tile, storage, True, ("skip",), (segment,))
+    yield Configuration("block_min_kernel", tile, storage, True, (), (segment,))
+    yield Configuration("bound_columns_kernel", narrow, storage, True, (), (segment, segments))
+    yield Configuration("skip_kernel", narrow, storage, True, ("items",), (segments,))
 
 
 def _weigh_configurations(table: TileTable, storage: str) -> Iterator[Configuration]:
@@ -145,7 +159,7 @@ def source(configuration: Configuration) -> tuple[ASTSource, dict[str, Any]]:
     constants: dict[str, Any] = {}
     attributes: dict[tuple[int, ...], list[list[Any]]] = {}
     chosen = {"ROWS": tile.rows, "COLS": tile.cols, "STAGES": tile.stages, "SLABS": tile.rows,
-              "VECTOR": configuration.vector} | dict(configuration.constants)
+              "SEGMENT": SEGMENT, "VECTOR": configuration.vector} | dict(configuration.constants)
     optional = OPTIONAL + (("log_v",) if configuration.kernel == "merge_columns_kernel" else ())
     for place, name in enumerate(fn.arg_names):
         absent = name in optional and name not in configuration.given
@@ -158,7 +172,7 @@ def source(configuration: Configuration) -> tuple[ASTSource, dict[str, Any]]:
             if name != "cost" or configuration.aligned:
                 attributes[(place,)] = [["tt.divisibility", 16]]
         else:
-            signature[name] = "i32"
+            signature[name] = "fp32" if name.endswith("margin") else "i32"
     return ASTSource(fn, signature, constexprs=constants, attrs=attributes), launch_options(tile)
 
 

@@ -98,12 +98,16 @@ class Backend(ABC):
             The row log-sum-exps r, (B, n).  Column sums under `WEAK_COLUMN` are not exact: see `GibbsKernel.sweep`.
 
         A backend may take more keywords, None by default, that say what the result is expected to be
-        (`NativeBackend.sweep`).
+        (`NativeBackend.sweep`) or what the last one was (`TritonBackend.sweep`).
         """
 
     @abstractmethod
     def panel(self, cost: Tensor, log_u: Tensor, log_v: Tensor, reg: Tensor, items: Tensor | None = None) -> Tensor:
         r"""Block of the plan, :math:`e^{\log u_i + \log v_j - C_{ij}/\varepsilon}`, (B, n, m), in the cost's type."""
+
+    def sweep_table(self, cost: Tensor) -> Tensor | None:
+        """What a sweep needs, beside the last one, to leave out parts of this cost, where it does; else None."""
+        return None
 
     def weigh(self, cost: Tensor, log_u: Tensor, log_v: Tensor, reg: Tensor, left: Tensor | None, right: Tensor | None,
               row_sum: Tensor, col_sum: Tensor, items: Tensor | None = None, *, scale: Tensor | None = None,

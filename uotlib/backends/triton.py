@@ -7,14 +7,21 @@ import functools
 import importlib
 import os
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ..kernels.tiles import Tile, TileTable, slab_layout, span_layout
-from . import triton_adjoint
+from . import triton_adjoint, triton_skip
 from .base import Backend, log_scaling
+
+if TYPE_CHECKING:
+    from ..operators import Sweep
+
+
+#: Entries of a cost from which leaving parts of it out may pay: below, the cache holds it.
+SKIP_ENTRIES = 1 << 22
 
 
 @functools.cache
@@ -94,18 +101,38 @@ class TritonBackend(Backend):
         return self._col_lse(cost, log_u, reg, mask.contiguous().view(torch.uint8), items)
 
     def sweep(self, cost: Tensor, log_v: Tensor, offset: Tensor, damping: Tensor, reg: Tensor, shift: Tensor,
-              col_mass: Tensor, items: Tensor | None = None) -> Tensor:
+              col_mass: Tensor, items: Tensor | None = None, *, table: Tensor | None = None,
+              last: Sweep | None = None) -> Tensor:
+        """As `Backend.sweep`; with both, parts of the cost that cannot matter are not read (kernels/skip.py).
+
+        Args:
+            table: Result of `sweep_table` for this cost.
+            last: The last sweep of the same problems, with the same offset and damping wherever eps is the same.
+        """
         count, n, m = _sizes(cost, items)
         tile = self.table.sweep_tile(m, cost.dtype == torch.float64)
         if tile is None or count * n * m == 0:
             return self._sweep_wide(cost, log_v, offset, damping, reg, shift, col_mass, items)
         lse = log_v.new_empty((count, n))
-        slabs, slab_rows = self._slabs(cost, count, n, tile, 1)
+        skip = None
+        if table is not None and last is not None:
+            slabs, slab_rows = self._slabs(cost, count, n, tile, 1, triton_skip.WORD * tile.rows)
+            skip = triton_skip.words(self, table, log_v, offset, damping, reg, last, slabs, slab_rows, tile, items)
+        else:
+            slabs, slab_rows = self._slabs(cost, count, n, tile, 1)
         partial = cost.new_empty((count, slabs, m))
         self._launch("sweep_kernel", cost, count * slabs, tile, items, log_v, offset, damping, reg, shift, lse, partial,
-                     *_strides(cost), n, m, slabs, slab_rows, STAGES=tile.stages)
+                     skip, *_strides(cost), n, m, slabs, slab_rows, SEGMENT=min(triton_skip.SEGMENT, tile.cols),
+                     STAGES=tile.stages)
         self._merge(partial, log_v, col_mass)
         return lse
+
+    def sweep_table(self, cost: Tensor) -> Tensor | None:
+        """None where all of it stays in the cache, rows do not fit on chip, or loads are not of 16 bytes."""
+        tile = self.table.sweep_tile(cost.shape[2], cost.dtype == torch.float64)
+        if tile is None or cost.numel() < SKIP_ENTRIES or _vector_width(cost) == 1:
+            return None
+        return triton_skip.table(self, cost, tile)
 
     def panel(self, cost: Tensor, log_u: Tensor, log_v: Tensor, reg: Tensor, items: Tensor | None = None) -> Tensor:
         count, n, m = _sizes(cost, items)
@@ -192,25 +219,29 @@ class TritonBackend(Backend):
         tile = _narrowed(self.table.merge, m)
         blocks = _ceil_div(m, tile.cols)
         arguments = [None if value is None else value.contiguous() for value in rest]
-        with _on(partial.device):
-            _kernel(kernel)[(count * blocks,)](partial, *arguments, m, slabs, blocks, SLABS=tile.rows, COLS=tile.cols,
-                                               **launch_options(tile))
+        self._run(kernel, partial.device, count * blocks, tile, partial, *arguments, m, slabs, blocks, SLABS=tile.rows,
+                  COLS=tile.cols)
 
     def _launch(self, kernel: str, cost: Tensor, programs: int, tile: Tile, items: Tensor | None, *arguments: Any,
                 **options: Any) -> None:
         """``options`` are the kernel's own constants, and results that have strides of their own."""
         arguments = tuple(value.contiguous() if isinstance(value, Tensor) else value for value in arguments)
         strided = [value for value in options.values() if isinstance(value, Tensor)]
-        with _on(cost.device):
-            _kernel(kernel)[(programs,)](cost, items, *arguments, ROWS=tile.rows, COLS=tile.cols,
-                                         VECTOR=min(map(_vector_width, (cost, *strided))), **options,
-                                         **launch_options(tile))
+        self._run(kernel, cost.device, programs, tile, cost, items, *arguments, ROWS=tile.rows, COLS=tile.cols,
+                  VECTOR=min(map(_vector_width, (cost, *strided))), **options)
+
+    def _run(self, kernel: str, device: torch.device, programs: int, tile: Tile, *arguments: Any,
+             **options: Any) -> None:
+        with _on(device):
+            _kernel(kernel)[(programs,)](*arguments, **options, **launch_options(tile))
 
     def _tile(self, kind: str, cost: Tensor) -> Tile:
         return getattr(self.table, kind + "_float64" if cost.dtype == torch.float64 else kind)
 
-    def _slabs(self, cost: Tensor, count: int, n: int, tile: Tile, columns: int) -> tuple[int, int]:
-        return slab_layout(count, n, tile, _multiprocessors(cost.device), columns, self.table.slab_rows)
+    def _slabs(self, cost: Tensor, count: int, n: int, tile: Tile, columns: int,
+               longest: int | None = None) -> tuple[int, int]:
+        longest = min(longest or self.table.slab_rows, self.table.slab_rows)
+        return slab_layout(count, n, tile, _multiprocessors(cost.device), columns, longest)
 
     def _spans(self, cost: Tensor, programs: int, other: int, tile: Tile) -> tuple[int, int]:
         return span_layout(programs, other, tile, _multiprocessors(cost.device))

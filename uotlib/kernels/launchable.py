@@ -6,11 +6,14 @@ from .adjoint import back_kernel, eliminate_kernel, schur_kernel, through_kernel
 from .columns import col_lse_kernel, col_mass_kernel, merge_col_lse_kernel
 from .panel import panel_kernel
 from .rows import row_lse_kernel
+from .skip import block_min_kernel, bound_columns_kernel, skip_kernel
 from .sweep import merge_columns_kernel, sweep_kernel
 from .weigh import weigh_kernel
 
 __all__ = [
     "back_kernel",
+    "block_min_kernel",
+    "bound_columns_kernel",
     "col_lse_kernel",
     "col_mass_kernel",
     "eliminate_kernel",
@@ -19,6 +22,7 @@ __all__ = [
     "panel_kernel",
     "row_lse_kernel",
     "schur_kernel",
+    "skip_kernel",
     "sweep_kernel",
     "through_kernel",
     "weigh_kernel",
