@@ -36,7 +36,8 @@ def compiled(*arguments: str) -> list[dict[str, Any]]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(("targets", "only"), [("90", "float32"), ("90", "float64"), ("80,100", "brief")])
+@pytest.mark.parametrize(("targets", "only"), [("90", "float32"), ("90", "float64"), ("90", "float16"),
+                                               ("80,100", "brief")])
 def test_kernels_fit_their_multiprocessor(targets, only):
     rows = compiled("--targets", targets, "--only", only)
     assert {row["kernel"] for row in rows} >= {*READERS, "merge_columns_kernel", "merge_col_lse_kernel"}

@@ -13,7 +13,7 @@ pytest.importorskip("triton", reason="needs triton: pip install triton")
 
 
 @pytest.mark.parametrize("file", ["test_triton", "test_triton_gradients", "test_triton_skip", "test_weigh",
-                                  "test_adjoint"])
+                                  "test_adjoint", "test_storage"])
 def test_kernels_under_the_interpreter(file):
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist",

@@ -22,16 +22,24 @@ PANEL_BYTES = 1 << 22
 
 
 def cost_matrix(cost: Cost, prepared: tuple[Tensor, ...], n: int, m: int, dtype: torch.dtype, backend: Backend,
-                block_bytes: int) -> Tensor:
-    """The whole of a cost that is not dense, (B', n, m), built in blocks of rows."""
+                block_bytes: int, kept: torch.dtype) -> Tensor:
+    """The whole of a cost that is not dense, (B', n, m), computed in ``dtype`` in blocks of rows, and ``kept`` so."""
     count = len(prepared[0])
-    matrix = torch.empty(count, n, m, dtype=dtype, device=prepared[0].device)
+    matrix = torch.empty(count, n, m, dtype=kept, device=prepared[0].device)
     limit = block_bytes if backend.asynchronous else min(block_bytes, PANEL_BYTES)
     step = max(1, limit // max(1, count * m * 16))
     for start in range(0, n, step):
         rows = slice(start, start + step)
-        matrix[:, rows] = cost.block(prepared, rows, dtype)
+        matrix[:, rows] = kept_in(cost.block(prepared, rows, dtype), kept)
     return matrix
+
+
+def kept_in(cost: Tensor, dtype: torch.dtype) -> Tensor:
+    """The cost in another type; NaN where this cannot hold a finite entry, which must not become a forbidden pair."""
+    if cost.dtype == dtype:
+        return cost
+    rounded = cost.to(dtype)
+    return rounded.masked_fill_(torch.isinf(rounded) & torch.isfinite(cost), torch.nan)
 
 
 @dataclass
@@ -119,9 +127,9 @@ class GibbsKernel:
         rows = slice(None, None, max(1, self.n // SAMPLED_ROWS))
         block = self._block(self.prepared, rows)
         finite = torch.isfinite(block)
-        high = torch.where(finite, block, -torch.inf).amax((1, 2))
-        low = torch.where(finite, block, torch.inf).amin((1, 2))
-        spread = 0.5 * (high - low).double()
+        high = torch.where(finite, block, -torch.inf).amax((1, 2)).double()
+        low = torch.where(finite, block, torch.inf).amin((1, 2)).double()
+        spread = 0.5 * (high - low)
         spread = torch.where(torch.isfinite(spread), spread, 0.0)
         return spread if self.cost_items is None else spread[self.cost_items]
 

@@ -1,6 +1,6 @@
 """What the compiler makes of every kernel in the tile table: registers, shared memory, spills, width of the loads.
 
-Needs Triton but no GPU: `python -m benchmarks.gpu.resources [--json] [--only float32|float64|brief]
+Needs Triton but no GPU: `python -m benchmarks.gpu.resources [--json] [--only float32|float64|float16|brief]
 [--kernel sweep_kernel] [--targets 80,90]`.
 """
 
@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
@@ -40,7 +41,7 @@ POINTERS = {
 POINTER_TYPES = {name: kind for kind, names in POINTERS.items() for name in names}
 #: Arguments that may be None.
 OPTIONAL = ("items", "mask", "left", "right", "scale", "factor", "product", "own_sum", "other_sum", "out", "skip")
-REALS = {"float64": "fp64", "float32": "fp32"}
+REALS = {"float64": "fp64", "float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class Configuration:
 
     @property
     def vector(self) -> int:
-        return (2 if self.double else 4) if self.aligned else 1
+        return 16 // getattr(torch, self.storage).itemsize if self.aligned else 1
 
     @property
     def variant(self) -> str:
@@ -100,7 +101,7 @@ class Resources:
 def configurations(table: TileTable | None = None) -> Iterator[Configuration]:
     """Everything the backend launches, with the work list and the mask on the kernels of one type each."""
     table = table or TileTable()
-    for storage in ("float32", "float64"):
+    for storage in ("float32", "float64", "float16"):
         suffix = "_float64" if storage == "float64" else ""
         for kernel, kind in (("sweep_kernel", "sweep"), ("schur_kernel", "sweep"), ("eliminate_kernel", "eliminate")):
             for tile in getattr(table, kind + suffix):
@@ -131,7 +132,7 @@ def _skip_configurations(tile: Tile, storage: str) -> Iterator[Configuration]:
     yield Configuration("sweep_kernel", tile, storage, True, ("skip",), (segment,))
     yield Configuration("block_min_kernel", tile, storage, True, (), (segment,))
     yield Configuration("bound_columns_kernel", narrow, storage, True, (), (segment, segments))
-    yield Configuration("skip_kernel", narrow, storage, True, ("items",), (segments,))
+    yield Configuration("skip_kernel", narrow, storage, True, ("items", "skip"), (segments,))
 
 
 def _weigh_configurations(table: TileTable, storage: str) -> Iterator[Configuration]:
@@ -211,13 +212,15 @@ def _usage(cubin: bytes) -> dict[str, int]:
 def _chosen(configuration: Configuration, only: str | None) -> bool:
     if only is None:
         return True
-    return configuration.double == (only == "float64") and (only != "brief" or configuration.aligned)
+    if only == "brief":
+        return configuration.storage == "float32" and configuration.aligned
+    return configuration.storage == only
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.resources", description=__doc__)
     parser.add_argument("--json", action="store_true", help="one JSON list instead of a table")
-    parser.add_argument("--only", choices=["float32", "float64", "brief"],
+    parser.add_argument("--only", choices=["float32", "float64", "float16", "brief"],
                         help="one type of cost; brief is float32 with 16-byte loads")
     parser.add_argument("--kernel", help="this kernel only")
     parser.add_argument("--targets", default="80,90,100", help="compute capabilities, e.g. 90 or 80,90")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..kernels.tiles import Tile, TileTable, slab_layout, span_layout
 from . import triton_adjoint, triton_skip
-from .base import Backend, log_scaling
+from .base import Backend, arithmetic, log_scaling
 
 if TYPE_CHECKING:
     from ..operators import Sweep
@@ -63,6 +63,7 @@ class TritonBackend(Backend):
     name = "triton"
     asynchronous = True
     adjoint_temporaries = weigh_temporaries = 0
+    storages = ("float16", "bfloat16")
 
     def __init__(self, table: TileTable | None = None) -> None:
         self.table = table or TileTable()
@@ -120,7 +121,7 @@ class TritonBackend(Backend):
             skip = triton_skip.words(self, table, log_v, offset, damping, reg, last, slabs, slab_rows, tile, items)
         else:
             slabs, slab_rows = self._slabs(cost, count, n, tile, 1)
-        partial = cost.new_empty((count, slabs, m))
+        partial = cost.new_empty((count, slabs, m), dtype=arithmetic(cost))
         self._launch("sweep_kernel", cost, count * slabs, tile, items, log_v, offset, damping, reg, shift, lse, partial,
                      skip, *_strides(cost), n, m, slabs, slab_rows, SEGMENT=min(triton_skip.SEGMENT, tile.cols),
                      STAGES=tile.stages)
@@ -136,7 +137,7 @@ class TritonBackend(Backend):
 
     def panel(self, cost: Tensor, log_u: Tensor, log_v: Tensor, reg: Tensor, items: Tensor | None = None) -> Tensor:
         count, n, m = _sizes(cost, items)
-        out = cost.new_empty((count, n, m))
+        out = cost.new_empty((count, n, m), dtype=arithmetic(cost))
         if out.numel() == 0:
             return out
         tile = _narrowed(self._tile("panel", cost), m)
@@ -185,7 +186,7 @@ class TritonBackend(Backend):
         tile = _narrowed(self._tile("column", cost), m)
         blocks = _ceil_div(m, tile.cols)
         slabs, slab_rows = self._slabs(cost, count, n, tile, blocks)
-        partial = cost.new_empty((count, slabs, m))
+        partial = cost.new_empty((count, slabs, m), dtype=arithmetic(cost))
         self._launch("col_mass_kernel", cost, count * slabs * blocks, tile, items, log_u, log_v, reg, partial,
                      *_strides(cost), n, m, slabs, slab_rows, blocks, STAGES=tile.stages)
         self._merge(partial, log_v, col_mass)
@@ -199,7 +200,7 @@ class TritonBackend(Backend):
         tile = _narrowed(self._tile("column", cost), m)
         blocks = _ceil_div(m, tile.cols)
         slabs, slab_rows = self._slabs(cost, count, n, tile, blocks)
-        anchors = cost.new_empty((count, slabs, m))
+        anchors = cost.new_empty((count, slabs, m), dtype=arithmetic(cost))
         totals = torch.empty_like(anchors)
         self._launch("col_lse_kernel", cost, count * slabs * blocks, tile, items, log_u, reg, mask, anchors, totals,
                      *_strides(cost), n, m, slabs, slab_rows, blocks, STAGES=tile.stages)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .base import near_one
+from .base import arithmetic, near_one
 
 if TYPE_CHECKING:
     from .triton import TritonBackend
@@ -113,7 +113,7 @@ def weigh(backend: TritonBackend, cost: Tensor, log_u: Tensor, log_v: Tensor, re
 
 def _partial(cost: Tensor, *shape: int) -> Tensor:
     """Memory for partial results, in the type of the arithmetic."""
-    return cost.new_empty(shape, dtype=torch.float64 if cost.dtype == torch.float64 else torch.float32)
+    return cost.new_empty(shape, dtype=arithmetic(cost))
 
 
 def _precision(cost: Tensor) -> str:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..kernels.tiles import Tile
+from .base import arithmetic
 
 if TYPE_CHECKING:
     from ..operators import Sweep
@@ -26,7 +27,7 @@ def table(backend: TritonBackend, cost: Tensor, tile: Tile) -> Tensor:
     """Least cost of each segment of each tile of rows, (B, tiles, segments): one read of the cost."""
     count, n, m = cost.shape
     tiles = -(-n // tile.rows)
-    least = cost.new_empty((count, tiles, tile.cols // _segment(tile)), dtype=_arithmetic(cost))
+    least = cost.new_empty((count, tiles, tile.cols // _segment(tile)), dtype=arithmetic(cost))
     backend._launch("block_min_kernel", cost, count * tiles, tile, None, least, *cost.stride()[:2], n, m, tiles,
                     SEGMENT=_segment(tile))
     return least
@@ -52,7 +53,3 @@ def words(backend: TritonBackend, least: Tensor, log_v: Tensor, offset: Tensor, 
 
 def _segment(tile: Tile) -> int:
     return min(SEGMENT, tile.cols)
-
-
-def _arithmetic(cost: Tensor) -> torch.dtype:
-    return torch.float64 if cost.dtype == torch.float64 else torch.float32

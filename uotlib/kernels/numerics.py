@@ -60,6 +60,17 @@ def anchored_times_two_to(cost, scale_high, scale_low, exponent):
 
 
 @triton.jit
+def add_terms(anchor, total, cost, scale_high, scale_low, exponent, mantissa, AXIS: tl.constexpr):
+    """A running log-sum-exp along an axis, (anchor, total) for total 2^anchor, with the terms of one more tile.
+
+    tl.ceil(-inf) stays -inf and loses to LOWEST, where anchors start, so that they are always finite.
+    """
+    raised = tl.maximum(anchor, tl.ceil(tl.max(tl.fma(cost, scale_high, exponent), axis=AXIS)))
+    p = anchored_times_two_to(cost, scale_high, scale_low, exponent - tl.expand_dims(raised, AXIS))
+    return raised, total * tl.exp2(anchor - raised) + tl.sum(p * mantissa, axis=AXIS)
+
+
+@triton.jit
 def finite_anchor(maximum):
     """The integer just above a maximum, 0 where there is none."""
     return tl.where(maximum == NEG_INF, 0.0, tl.ceil(maximum))
