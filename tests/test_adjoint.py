@@ -7,10 +7,12 @@ import math
 import pytest
 import torch
 from instruction_sets import passes_at_lower_levels
+from interpreted import OWN_PASSES
 from problems import INF
 from torch import Tensor
 
 from uotlib._extension import extension, missing
+from uotlib.backends import BACKENDS
 from uotlib.backends.base import Backend
 from uotlib.backends.native import NativeBackend
 from uotlib.backends.reference import ReferenceBackend
@@ -114,8 +116,9 @@ def check(inputs: Inputs, backend: Backend = NATIVE) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_operations_match_dense_algebra(shape, dtype):
-    check(Inputs(*shape, dtype))
+@pytest.mark.parametrize("backend", OWN_PASSES)
+def test_operations_match_dense_algebra(backend, shape, dtype):
+    check(Inputs(*shape, dtype), BACKENDS[backend])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -129,10 +132,11 @@ def test_the_form_in_torch_does_too(dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("reg", [1.0, 1e-2, 1e-4, 1e-6])
-def test_every_regularisation_of_the_operations(reg, dtype):
+@pytest.mark.parametrize("backend", OWN_PASSES)
+def test_every_regularisation_of_the_operations(backend, reg, dtype):
     inputs = Inputs(2, 130, 95, dtype, reg=reg)
     assert (inputs.matrix <= 1 + 1e-6).all()
-    check(inputs)
+    check(inputs, BACKENDS[backend])
 
 
 @pytest.mark.skipif(extension is not None and extension.simd_level() == "baseline",
@@ -154,21 +158,23 @@ def test_float32_keeps_its_digits_at_tiny_reg():
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_strided_expanded_and_selected_costs(dtype):
-    inputs = Inputs(4, 37, 53, dtype)
+@pytest.mark.parametrize("backend", OWN_PASSES)
+def test_strided_expanded_and_selected_costs(backend, dtype):
+    inputs, backend = Inputs(4, 37, 53, dtype), BACKENDS[backend]
     whole = torch.rand(4, 80, 60, dtype=dtype)
     inputs.cost = whole[:, 2:76:2, 3:56]
-    check(inputs.scale())
+    check(inputs.scale(), backend)
     inputs.cost = whole[1, :37, :53].expand(4, 37, 53)
-    check(inputs.scale())
+    check(inputs.scale(), backend)
     inputs.items = torch.tensor([5, 0, 3, 3])
     inputs.cost = torch.rand(6, 37, 53, dtype=dtype)
-    check(inputs.scale())
+    check(inputs.scale(), backend)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_points_without_mass_and_forbidden_pairs(dtype):
-    inputs = Inputs(2, 75, 191, dtype)
+@pytest.mark.parametrize("backend", OWN_PASSES)
+def test_points_without_mass_and_forbidden_pairs(backend, dtype):
+    inputs, backend = Inputs(2, 75, 191, dtype), BACKENDS[backend]
     inputs.log_b[:, ::3] = -INF
     inputs.log_a[:, 1::4] = -INF
     inputs.log_a[0, 8:24] = -INF       # whole tiles
@@ -178,26 +184,27 @@ def test_points_without_mass_and_forbidden_pairs(dtype):
     inputs.cost[:, :, 128:] = INF      # and a block of them
     inputs.scale()
     assert torch.isneginf(inputs.log_x[:, 10]).all()
-    check(inputs)
+    check(inputs, backend)
     inputs.log_x[0] = -INF
-    assert torch.equal(inputs.schur(NATIVE)[0], inputs.total[0])
+    assert torch.equal(inputs.schur(backend)[0], inputs.total[0])
 
 
 def test_a_row_that_rounding_has_moved_far_counts_as_one():
     """Rows whose sum is not within a factor of two of what was expected are taken for roundings of 1."""
     inputs = Inputs(1, 20, 30, torch.float64)
     inputs.root_r[0, :2] *= torch.tensor([3.0, 0.9], dtype=torch.float64)
-    for backend in (NATIVE, REFERENCE):
+    for backend in (*map(BACKENDS.get, OWN_PASSES), REFERENCE):
         diagonal = inputs.eliminate(backend)[0] / inputs.row_ratio
         torch.testing.assert_close(diagonal[0, :3], torch.tensor([1.0, 1 / 0.9, 1.0], dtype=torch.float64))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_empty_axes_and_batches(dtype):
+@pytest.mark.parametrize("backend", OWN_PASSES)
+def test_empty_axes_and_batches(backend, dtype):
     for batch, n, m in ((2, 0, 5), (0, 4, 5), (2, 5, 0)):
         rows, cols, reg = (torch.ones(*shape, dtype=torch.float64) for shape in ((batch, n), (batch, m), (batch,)))
         cost, total = torch.ones(batch, n, m, dtype=dtype), torch.full((batch, m), 3.0, dtype=torch.float64)
-        NATIVE.schur(cost, rows, cols, rows, cols, reg, total)
+        BACKENDS[backend].schur(cost, rows, cols, rows, cols, reg, total)
         assert (total == 3.0).all()
 
 

@@ -18,7 +18,7 @@ BOUNDED = ["anneal_start", "anneal_factor", "backtrack", "adjoint_tol"]
 
 
 def test_every_option_is_in_one_of_these_lists():
-    assert {*INTEGERS, *NUMBERS, "progress"} == set(SolverOptions.__dataclass_fields__)
+    assert {*INTEGERS, *NUMBERS, "progress", "storage"} == set(SolverOptions.__dataclass_fields__)
 
 
 @pytest.mark.parametrize("value", [1.5, 1e6, True, "5", None, math.nan])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from instruction_sets import passes_at_lower_levels
+from interpreted import OWN_PASSES
 from problems import generator
 from torch import Tensor
 
@@ -36,7 +37,7 @@ def exact(cost: Tensor, log_u: Tensor, log_v: Tensor, reg: Tensor, left: Tensor,
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("shape", [(1, 1, 1), (7, 41, 2), (41, 7, 1), (8, 64, 5), (129, 401, 3), (65, 1100, 67)])
-@pytest.mark.parametrize("backend", ["native", "reference"])
+@pytest.mark.parametrize("backend", [*OWN_PASSES, "reference"])
 def test_sums_and_entries(backend, shape, dtype):
     n, m, rank = shape
     cost, log_u, log_v, reg, left, right = drawn(n, m, rank, dtype, batch=2)
@@ -53,7 +54,7 @@ def test_sums_and_entries(backend, shape, dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("shape", [(1, 1, 1), (7, 41, 2), (33, 513, 16), (64, 1030, 17), (129, 401, 66), (301, 70, 5)])
 @pytest.mark.parametrize("weighed", [True, False])
-@pytest.mark.parametrize("backend", ["native", "reference"])
+@pytest.mark.parametrize("backend", [*OWN_PASSES, "reference"])
 def test_products(backend, weighed, shape, dtype):
     """s W F and s W' F, added to what is there; without factors, of the plan itself."""
     n, m, depth = shape
@@ -107,7 +108,8 @@ def test_products_of_features(backend, shape, dtype):
     assert bool(out[:, n + 2 :].isnan().all())
 
 
-def test_rows_of_a_larger_tensor_and_shared_costs():
+@pytest.mark.parametrize("backend", OWN_PASSES)
+def test_rows_of_a_larger_tensor_and_shared_costs(backend):
     """A cost and a result with strides of their own; problems that share a cost."""
     cost, log_u, log_v, reg, left, right = drawn(30, 45, 2, torch.float32, batch=3)
     wide = torch.rand(2, 30, 90)
@@ -115,7 +117,7 @@ def test_rows_of_a_larger_tensor_and_shared_costs():
     items = torch.tensor([1, 0, 1])
     rows, cols = torch.empty(3, 30, dtype=torch.float64), torch.zeros(3, 45, dtype=torch.float64)
     out = torch.full((3, 50, 45), 7.0)
-    NATIVE.weigh(wide[:, :, :45], log_u, log_v, reg, left, right, rows, cols, items, out=out[:, 5:35])
+    BACKENDS[backend].weigh(wide[:, :, :45], log_u, log_v, reg, left, right, rows, cols, items, out=out[:, 5:35])
     weight, size = exact(cost[items], log_u, log_v, reg, left, right)
     assert bool(((out[:, 5:35] - weight).abs() <= 1e-5 * (size + 1)).all())
     assert bool((out[:, :5] == 7).all())

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .backends import choose
+from .backends.base import Backend
 from .costs import Cost
 from .exceptions import ConvergenceWarning
 from .options import SolverOptions
@@ -111,10 +112,16 @@ def unbalanced_sinkhorn(cost: Tensor | Cost, a: Tensor | None = None, b: Tensor 
     chosen = choose(backend, problem.device, problem.dtype)
     start = _check_init(init, problem)
     how = Settings(problem.cost.key, reg_type, problem.dtype, chosen.name, options.block_bytes, options.adjoint_tol,
-                   options.adjoint_max_iter)
-    prepared = problem.cost.prepare(problem.dtype, problem.smallest_reg)
+                   options.adjoint_max_iter, _check_storage(options.storage, problem, chosen))
+    # A dense cost that is kept in another type stays what it is for its gradient.
+    own = problem.cost.dense and how.storage is not None
+    prepared = problem.cost.prepare(problem.named[0][1].dtype if own else problem.dtype, problem.smallest_reg)
     constant = tuple([tensor.detach() if tensor.requires_grad or problem.hidden else tensor for tensor in prepared])
-    matrix = None if problem.cost.dense else whole_matrix(problem.cost, constant, how)
+    matrix = whole_matrix(problem.cost, constant, how)
+    if (matrix is not None and how.storage is not None and problem.device.type == "cpu" and not problem.hidden
+            and bool(matrix.isnan().any())):
+        raise ValueError(f"cost has finite entries that SolverOptions.storage={how.storage!r} cannot hold: at most "
+                         f"{torch.finfo(how.kept).max:g}")
     offered = chosen.product_precisions(problem.device) if matrix is None else ()
     how = replace(how, precision=problem.cost.product_precision(constant, problem.smallest_reg, offered))
     if problem.hidden or (start is not None and values_hidden(*start)):
@@ -152,6 +159,15 @@ def _check_settings(method: object, max_iter: object, tol: object, grad: object,
     if not isinstance(options, SolverOptions):
         raise TypeError(f"options must be a SolverOptions, got {type(options).__name__}")
     return options
+
+
+def _check_storage(storage: str | None, problem: Problem, backend: Backend) -> str | None:
+    if storage is not None and storage not in backend.storages:
+        raise ValueError(f"SolverOptions.storage={storage!r}: the {backend.name} backend keeps costs in the solver's "
+                         "type; the triton backend has it")
+    if storage is not None and problem.dtype != torch.float32:
+        raise ValueError(f"SolverOptions.storage={storage!r} is for costs and masses of float32 or less, got float64")
+    return storage
 
 
 def _check_init(init: object, problem: Problem) -> tuple[Tensor, Tensor] | None:

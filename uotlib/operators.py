@@ -7,7 +7,7 @@ as blocks of rows, each computed, used and dropped.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -26,31 +26,47 @@ PANEL_BYTES = 1 << 22
 
 
 def cost_matrix(cost: Cost, prepared: tuple[Tensor, ...], n: int, m: int, dtype: torch.dtype, backend: Backend,
-                block_bytes: int) -> Tensor:
-    """The whole of a cost that is not dense, (B', n, m), built in blocks of rows."""
+                block_bytes: int, kept: torch.dtype) -> Tensor:
+    """The whole of a cost that is not dense, (B', n, m), computed in ``dtype`` in blocks of rows, and ``kept`` so."""
     count = len(prepared[0])
-    matrix = torch.empty(count, n, m, dtype=dtype, device=prepared[0].device)
+    matrix = torch.empty(count, n, m, dtype=kept, device=prepared[0].device)
     limit = block_bytes if backend.asynchronous else min(block_bytes, PANEL_BYTES)
     step = max(1, limit // max(1, count * m * 16))
     blocks = [slice(start, start + step) for start in range(0, n, step)]
-    if isinstance(cost, InnerProductCost) and prepared[0].dtype == dtype:
+    if isinstance(cost, InnerProductCost) and prepared[0].dtype == dtype == kept:
         x, z = prepared[0], prepared[1].mT.contiguous()
         for rows in blocks:
             backend.product(x[:, rows], z, matrix[:, rows])
             cost.finish(matrix[:, rows])
         return matrix
     for rows in blocks:
-        matrix[:, rows] = cost.block(prepared, rows, dtype)
+        matrix[:, rows] = kept_in(cost.block(prepared, rows, dtype), kept)
     return matrix
+
+
+def kept_in(cost: Tensor, dtype: torch.dtype) -> Tensor:
+    """The cost in another type; NaN where this cannot hold a finite entry, which must not become a forbidden pair."""
+    if cost.dtype == dtype:
+        return cost
+    rounded = cost.to(dtype)
+    return rounded.masked_fill_(torch.isinf(rounded) & torch.isfinite(cost), torch.nan)
 
 
 @dataclass
 class Sweep:
-    """What one pass over the cost tells: log-sum-exps of rows and columns, and log u.  All (A, n) or (A, m)."""
+    """What one pass over the cost tells: log-sum-exps of rows and columns, and log u; and what it was given.
+
+    All (A, n) or (A, m), but for reg, (A,).
+    """
 
     row_lse: Tensor
     col_lse: Tensor
     log_u: Tensor
+    log_v: Tensor
+    reg: Tensor
+
+    def select(self, kept: Tensor) -> Sweep:
+        return Sweep(*(getattr(self, part.name).index_select(0, kept) for part in fields(self)))
 
 
 class GibbsKernel:
@@ -74,6 +90,7 @@ class GibbsKernel:
         self.cost, self.prepared, self.matrix, self.cost_items = cost, prepared, matrix, cost_items
         self.batch, self.n, self.m = size
         self.dtype, self.backend, self.block_bytes, self.precision = dtype, backend, block_bytes, precision
+        self.table: Tensor | None = None
 
     @lazy
     def features(self) -> Features | None:
@@ -81,6 +98,10 @@ class GibbsKernel:
         if self.matrix is not None or not self.cost.bilinear:
             return None
         return self.backend.features(self.prepared, self.dtype, self.precision)
+
+    def look_for_gaps(self) -> None:
+        """Let sweeps leave out parts of the cost that cannot matter, where the backend does; reads the cost once."""
+        self.table = None if self.matrix is None else self.backend.sweep_table(self.matrix)
 
     @property
     def panel_limit(self) -> int | None:
@@ -133,9 +154,9 @@ class GibbsKernel:
             prepared = prepared[0], prepared[1][:, :: max(1, self.m // SAMPLED_COLUMNS)]
         block = self._block(prepared, rows)
         finite = torch.isfinite(block)
-        high = torch.where(finite, block, -torch.inf).amax((1, 2))
-        low = torch.where(finite, block, torch.inf).amin((1, 2))
-        spread = 0.5 * (high - low).double()
+        high = torch.where(finite, block, -torch.inf).amax((1, 2)).double()
+        low = torch.where(finite, block, torch.inf).amin((1, 2)).double()
+        spread = 0.5 * (high - low)
         spread = torch.where(torch.isfinite(spread), spread, 0.0)
         return spread if self.cost_items is None else spread[self.cost_items]
 
@@ -146,20 +167,25 @@ class GibbsKernel:
         return self.cost_items if items is None else self.cost_items.index_select(0, items)
 
     def sweep(self, log_v: Tensor, offset: Tensor, damping: Tensor, reg: Tensor, shift: Tensor,
-              items: Tensor | None = None) -> Sweep:
+              items: Tensor | None = None, last: Sweep | None = None) -> Sweep:
         """Row update and, with it, the columns' log-sum-exps: one pass over the cost (`Backend.sweep`).
 
         Columns whose sum may have underflowed are redone with a running maximum; their cost is read again.
+
+        Args:
+            last: The last sweep of the same problems: parts of the cost that it shows not to matter may be left out.
         """
         if self.features is not None:  # two passes, both exact
             entries = self.items_of(items)
             row_lse = self.features.lse(log_v, reg, entries)
             log_u = log_scaling(offset, damping, row_lse)
-            return Sweep(row_lse, self.features.transposed().lse(log_u, reg, entries), log_u)
+            return Sweep(row_lse, self.features.transposed().lse(log_u, reg, entries), log_u, log_v, reg)
         col_mass = torch.zeros_like(log_v)
         row_lse = torch.empty_like(offset)
+        known = {} if last is None or self.table is None else {"table": self.table, "last": last}
         for rows, block, entries in self.blocks(items):
-            row_lse[:, rows] = self.backend.sweep(block, log_v, offset[:, rows], damping, reg, shift, col_mass, entries)
+            row_lse[:, rows] = self.backend.sweep(block, log_v, offset[:, rows], damping, reg, shift, col_mass, entries,
+                                                  **known)
         log_u = log_scaling(offset, damping, row_lse)
         alive = log_v > -torch.inf
         col_lse = torch.where(alive, col_mass.log() + shift[:, None] - torch.where(alive, log_v, 0.0), -torch.inf)
@@ -168,7 +194,7 @@ class GibbsKernel:
         weak = alive & ~((col_mass >= least) & (col_mass <= 1 / WEAK_COLUMN))
         if self.backend.asynchronous or bool(weak.any()):
             col_lse = torch.where(weak, self.col_lse(log_u, reg, weak, items), col_lse)
-        return Sweep(row_lse, col_lse, log_u)
+        return Sweep(row_lse, col_lse, log_u, log_v, reg)
 
     def col_lse(self, log_u: Tensor, reg: Tensor, mask: Tensor, items: Tensor | None = None) -> Tensor:
         r""":math:`\log\sum_i e^{\log u_i - C_{ij}/\varepsilon}` where mask holds, -inf elsewhere, (A, m)."""

@@ -36,6 +36,12 @@ class SolverOptions:
             preconditioner: the error of a gradient through the plan is of this order, and of the violation's.
         adjoint_max_iter: Most steps of conjugate gradients in one backward, each a pass over the cost.
         block_bytes: Memory that streamed costs and plans are cut to, in bytes.
+        storage: Type that a dense or materialised float32 cost is kept in, "float16" or "bfloat16", where the backend
+            has that (triton): a pass reads half the bytes, and computes in float32.  A cost c is rounded by up to
+            :math:`2^{-11} c` (float16; at most 65504, and by up to 2^-25 below 6e-5) or :math:`2^{-8} c` (bfloat16),
+            an error of that over eps in the exponent of the plan; potentials, plan and value are those of the rounded
+            cost.  Gradients go to the cost that was given, in its own type.  None keeps the solver's type, float32 for
+            a cost given in half precision.
         progress: True for a line on standard error at every check, or a callable that gets a `Progress` there.
     """
 
@@ -54,6 +60,7 @@ class SolverOptions:
     adjoint_tol: float = 1e-6
     adjoint_max_iter: int = 2000
     block_bytes: int = 1 << 26
+    storage: str | None = None
     progress: bool | Callable[[Progress], None] = False
 
     def __post_init__(self) -> None:
@@ -66,6 +73,8 @@ class SolverOptions:
                 raise TypeError(f"SolverOptions.{name} must be {noun}, got {value!r}")
             if not holds(value):
                 raise ValueError(f"SolverOptions.{name} must be {wanted}, got {value}")
+        if self.storage not in (None, "float16", "bfloat16"):
+            raise ValueError(f"SolverOptions.storage must be None, 'float16' or 'bfloat16', got {self.storage!r}")
         if not isinstance(self.progress, bool) and not callable(self.progress):
             raise TypeError(f"SolverOptions.progress must be True, False or a callable, got {self.progress!r}")
 

@@ -27,7 +27,7 @@ class Settings:
         reg_type: "kl" or "entropy".
         dtype: The solver's type.
         backend: Name of a backend.
-        block_bytes, adjoint_tol, adjoint_max_iter: As in `SolverOptions`.
+        block_bytes, adjoint_tol, adjoint_max_iter, storage: As in `SolverOptions`.
         precision: Of products of float32 features, where the backend streams them.
     """
 
@@ -38,18 +38,24 @@ class Settings:
     block_bytes: int
     adjoint_tol: float
     adjoint_max_iter: int
+    storage: str | None = None
     precision: str = "float32"
+
+    @property
+    def kept(self) -> torch.dtype:
+        """Type of a cost that is in memory."""
+        return self.dtype if self.storage is None else getattr(torch, self.storage)
 
     def encode(self) -> str:
         kind = "float64" if self.dtype == torch.float64 else "float32"
         return (f"{self.cost}|{self.reg_type}|{kind}|{self.backend}|{self.block_bytes}|{self.adjoint_tol}|"
-                f"{self.adjoint_max_iter}|{self.precision}")
+                f"{self.adjoint_max_iter}|{self.storage}|{self.precision}")
 
     @staticmethod
     def decode(text: str) -> Settings:
-        cost, reg_type, kind, backend, block_bytes, adjoint_tol, adjoint_max_iter, precision = text.split("|")
+        cost, reg_type, kind, backend, block_bytes, adjoint_tol, adjoint_max_iter, storage, precision = text.split("|")
         return Settings(cost, reg_type, getattr(torch, kind), backend, int(block_bytes), float(adjoint_tol),
-                        int(adjoint_max_iter), precision)
+                        int(adjoint_max_iter), None if storage == "None" else storage, precision)
 
 
 def flat_problem(settings: Settings, a: Tensor, b: Tensor, reg: Tensor, tau_a: Tensor, tau_b: Tensor,
@@ -67,7 +73,8 @@ def kernel_of(problem: Problem, prepared: tuple[Tensor, ...], matrix: Tensor | N
     """What reads the cost of this problem."""
     size = problem.batch, problem.rows.mass.shape[1], problem.cols.mass.shape[1]
     cost = problem.cost
-    return GibbsKernel(cost, prepared, prepared[0] if cost.dense else matrix, problem.cost_items, size, how.dtype,
+    whole = prepared[0] if matrix is None and cost.dense else matrix
+    return GibbsKernel(cost, prepared, whole, problem.cost_items, size, how.dtype,
                        BACKENDS[how.backend], how.block_bytes, how.precision)
 
 

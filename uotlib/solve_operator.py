@@ -10,7 +10,7 @@ from torch import Tensor
 from . import batching
 from .backends import BACKENDS
 from .costs import MATERIALIZE_BYTES, Cost, cost_of_kind
-from .operators import cost_matrix
+from .operators import cost_matrix, kept_in
 from .outcome import Outcome, Pair
 from .primitive import Primitive
 from .problem import Problem
@@ -20,11 +20,12 @@ from .solver import solve
 
 def _run_cost_matrix(prepared: Sequence[Tensor], n: int, m: int, settings: str) -> Tensor:
     how = Settings.decode(settings)
-    return cost_matrix(cost_of_kind(how.cost), tuple(prepared), n, m, how.dtype, BACKENDS[how.backend], how.block_bytes)
+    return cost_matrix(cost_of_kind(how.cost), tuple(prepared), n, m, how.dtype, BACKENDS[how.backend],
+                       how.block_bytes, how.kept)
 
 
 def _empty_cost_matrix(prepared: Sequence[Tensor], n: int, m: int, settings: str) -> Tensor:
-    return prepared[0].new_empty(len(prepared[0]), n, m, dtype=Settings.decode(settings).dtype)
+    return prepared[0].new_empty(len(prepared[0]), n, m, dtype=Settings.decode(settings).kept)
 
 
 _cost_matrix = Primitive("cost_matrix", "(Tensor[] prepared, int n, int m, str settings) -> Tensor", _run_cost_matrix,
@@ -60,10 +61,15 @@ _solve = Primitive(
 
 
 def whole_matrix(cost: Cost, prepared: tuple[Tensor, ...], how: Settings) -> Tensor | None:
-    """A cost that is not dense as one tensor (B', n, m), unless it is to be streamed."""
+    """A cost as one tensor (B', n, m) beside the prepared ones; None if it is one of these, or to be streamed."""
+    if cost.dense:
+        return None if how.storage is None else kept_in(prepared[0], how.kept)
     _, n, m = cost.shape
-    size = len(prepared[0]) * n * m * how.dtype.itemsize
+    size = len(prepared[0]) * n * m * how.kept.itemsize
     if cost.materialize is False or (cost.materialize is None and size > MATERIALIZE_BYTES):
+        if how.storage is not None:
+            raise ValueError(f"SolverOptions.storage={how.storage!r} is for costs in memory, and this one of {size} "
+                             "bytes is streamed: leave storage out, or set materialize=True")
         return None
     return _cost_matrix(list(prepared), n, m, how.encode())
 

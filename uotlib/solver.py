@@ -22,6 +22,8 @@ from .process import on_threads
 
 #: Unit roundoff of the arithmetic on costs of each type.
 ROUNDOFF = {torch.float32: 2.0**-24, torch.float64: 2.0**-53}
+#: eps, relative to the spread of the cost, below which parts of a plan are so empty that sweeps may leave them out.
+SKIPPING_REG = 0.02
 #: Passes without progress, near what rounding allows, after which the solver stops.
 STALL_PASSES = 40
 
@@ -59,7 +61,11 @@ class _Loop:
         self.record = torch.full((batch,), torch.inf, dtype=torch.float64, device=problem.device)
         self.record_pass = torch.zeros(batch, dtype=torch.int64, device=problem.device)
         self.shift = _mass_scale(problem)
+        self.last: Sweep | None = None
         self.passes = 0
+        if kernel.matrix is not None and kernel.backend.asynchronous and (
+                not self.synchronous or bool((self.reg < SKIPPING_REG * kernel.spread()).any())):
+            kernel.look_for_gaps()
 
         def empty(size: int) -> Tensor:
             return torch.full((batch, size), torch.nan, dtype=torch.float64, device=problem.device)
@@ -75,7 +81,8 @@ class _Loop:
             log_v = self.cols.log_scaling(torch.where(self.reachable, self.g, torch.inf), self.eps)
         offset, damping = self.rows.half_step(self.eps)
         with on_threads(self.threads):
-            swept: Sweep = self.kernel.sweep(log_v, offset, damping, self.eps, self.shift, self.items)
+            swept = self.kernel.sweep(log_v, offset, damping, self.eps, self.shift, self.items, self.last)
+        self.last = swept
         self.passes += 1
         f = self.rows.potential(swept.row_lse, self.eps)
         answer = self.cols.potential(swept.col_lse, self.eps)
@@ -130,6 +137,7 @@ class _Loop:
         self.rows, self.cols = self.rows.select(kept), self.cols.select(kept)
         for name in ("reg", "eps", "g", "reachable", "shift", "lost", "record", "record_pass"):
             setattr(self, name, getattr(self, name)[kept])
+        self.last = None if self.last is None else self.last.select(kept)
 
     def report(self, violation: Tensor) -> None:
         if self.options.progress is False or not len(violation):

@@ -8,7 +8,8 @@ conventions: `uotlib.problem` turns them into ``offset`` and ``damping``.
 Shapes and types, for every operation:
 
 * ``cost``: (B, n, m), float32 or float64, unit stride along m (any other strides, batch stride 0 included);
-  entries are finite or ``+inf`` (a forbidden pair).
+  entries are finite or ``+inf`` (a forbidden pair).  A backend with ``storages`` takes these types too, and computes
+  in float32: that is "the cost's type" of its other arguments and results then.
 * ``log_u`` (B, n), ``log_v`` (B, m), ``offset`` (B, n): float64, finite or ``-inf`` (a point that takes no part).
 * ``reg``, ``damping``, ``shift``: (B,), float64.
 * ``items``: None, or (A,) int64 on the cost's device, the entries of its batch to work on; every vector in and out
@@ -51,6 +52,11 @@ def log_scaling(offset: Tensor, damping: Tensor, lse: Tensor) -> Tensor:
     return (offset - damping[:, None] * lse).masked_fill_(torch.isneginf(lse), -torch.inf)
 
 
+def arithmetic(cost: Tensor) -> torch.dtype:
+    """Type of the arithmetic on a cost of this type."""
+    return torch.float64 if cost.dtype == torch.float64 else torch.float32
+
+
 def near_one(total: Tensor, expected: Tensor) -> Tensor:
     """Total over expected; 1 where there is neither, and where only rounding can have moved it far from that."""
     ratio = total / torch.where(expected > 0, expected, 1.0)
@@ -68,6 +74,8 @@ class Backend(ABC):
     adjoint_temporaries: ClassVar[int] = 2
     #: The same of `weigh` and `weigh_columns`; 0 means that their products are computed without any block.
     weigh_temporaries: ClassVar[int] = 3
+    #: Types of half the size that a cost may be kept in.
+    storages: ClassVar[tuple[str, ...]] = ()
     #: True where asking for a value on the host would wait for the device.
     asynchronous: ClassVar[bool] = False
 
@@ -99,12 +107,16 @@ class Backend(ABC):
             The row log-sum-exps r, (B, n).  Column sums under `WEAK_COLUMN` are not exact: see `GibbsKernel.sweep`.
 
         A backend may take more keywords, None by default, that say what the result is expected to be
-        (`NativeBackend.sweep`).
+        (`NativeBackend.sweep`) or what the last one was (`TritonBackend.sweep`).
         """
 
     @abstractmethod
     def panel(self, cost: Tensor, log_u: Tensor, log_v: Tensor, reg: Tensor, items: Tensor | None = None) -> Tensor:
         r"""Block of the plan, :math:`e^{\log u_i + \log v_j - C_{ij}/\varepsilon}`, (B, n, m), in the cost's type."""
+
+    def sweep_table(self, cost: Tensor) -> Tensor | None:
+        """What a sweep needs, beside the last one, to leave out parts of this cost, where it does; else None."""
+        return None
 
     def weigh(self, cost: Tensor, log_u: Tensor, log_v: Tensor, reg: Tensor, left: Tensor | None, right: Tensor | None,
               row_sum: Tensor | None, col_sum: Tensor | None, items: Tensor | None = None, *,

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from ..kernels import tuned
-from ..kernels.tiles import Tile, TileTable, feature_depth, slab_layout
-from . import triton_small
-from .base import Backend, log_scaling
+from ..kernels.tiles import Tile, TileTable, feature_depth, slab_layout, span_layout
+from . import triton_adjoint, triton_skip, triton_small
+from .base import Backend, arithmetic, log_scaling
 from .features import Features
 from .triton_features import TritonFeatures
 from .triton_launch import ceil_div as _ceil_div
@@ -24,9 +24,13 @@ from .triton_launch import multiprocessors as _multiprocessors
 from .triton_launch import on as _on
 
 if TYPE_CHECKING:
+    from ..operators import Sweep
     from ..options import SolverOptions
     from ..outcome import Outcome
     from ..problem import Problem
+
+#: Entries of a cost from which leaving parts of it out may pay: below, the cache holds it.
+SKIP_ENTRIES = 1 << 22
 
 
 @functools.cache
@@ -49,6 +53,8 @@ class TritonBackend(Backend):
 
     name = "triton"
     asynchronous = True
+    adjoint_temporaries = weigh_temporaries = 0
+    storages = ("float16", "bfloat16")
 
     def __init__(self, table: TileTable | None = None) -> None:
         self._given = table
@@ -91,22 +97,42 @@ class TritonBackend(Backend):
         return self._col_lse(cost, log_u, reg, mask.contiguous().view(torch.uint8), items)
 
     def sweep(self, cost: Tensor, log_v: Tensor, offset: Tensor, damping: Tensor, reg: Tensor, shift: Tensor,
-              col_mass: Tensor, items: Tensor | None = None) -> Tensor:
+              col_mass: Tensor, items: Tensor | None = None, *, table: Tensor | None = None,
+              last: Sweep | None = None) -> Tensor:
+        """As `Backend.sweep`; with both, parts of the cost that cannot matter are not read (kernels/skip.py).
+
+        Args:
+            table: Result of `sweep_table` for this cost.
+            last: The last sweep of the same problems, with the same offset and damping wherever eps is the same.
+        """
         count, n, m = _sizes(cost, items)
         tile = self.table.sweep_tile(m, cost.dtype == torch.float64)
         if tile is None or count * n * m == 0:
             return self._sweep_wide(cost, log_v, offset, damping, reg, shift, col_mass, items)
         lse = log_v.new_empty((count, n))
-        slabs, slab_rows = self._slabs(cost, count, n, tile, 1)
-        partial = cost.new_empty((count, slabs, m))
+        skip = None
+        if table is not None and last is not None:
+            slabs, slab_rows = self._slabs(cost, count, n, tile, 1, triton_skip.WORD * tile.rows)
+            skip = triton_skip.words(self, table, log_v, offset, damping, reg, last, slabs, slab_rows, tile, items)
+        else:
+            slabs, slab_rows = self._slabs(cost, count, n, tile, 1)
+        partial = cost.new_empty((count, slabs, m), dtype=arithmetic(cost))
         self._launch("sweep_kernel", cost, count * slabs, tile, items, log_v, offset, damping, reg, shift, lse, partial,
-                     *_strides(cost), n, m, slabs, slab_rows, STAGES=tile.stages)
+                     skip, *_strides(cost), n, m, slabs, slab_rows, SEGMENT=min(triton_skip.SEGMENT, tile.cols),
+                     STAGES=tile.stages)
         self._merge(partial, log_v, col_mass)
         return lse
 
+    def sweep_table(self, cost: Tensor) -> Tensor | None:
+        """None where all of it stays in the cache, rows do not fit on chip, or loads are not of 16 bytes."""
+        tile = self.table.sweep_tile(cost.shape[2], cost.dtype == torch.float64)
+        if tile is None or cost.numel() < SKIP_ENTRIES or _vector_width(cost) == 1:
+            return None
+        return triton_skip.table(self, cost, tile)
+
     def panel(self, cost: Tensor, log_u: Tensor, log_v: Tensor, reg: Tensor, items: Tensor | None = None) -> Tensor:
         count, n, m = _sizes(cost, items)
-        out = cost.new_empty((count, n, m))
+        out = cost.new_empty((count, n, m), dtype=arithmetic(cost))
         if out.numel() == 0:
             return out
         tile = _narrowed(self._tile("panel", cost), m)
@@ -137,6 +163,36 @@ class TritonBackend(Backend):
         depth, _ = feature_depth(prepared[0].shape[2] - 2)
         return TritonFeatures.of(prepared, depth, dtype, precision, self.table)
 
+    def schur(self, cost: Tensor, log_x: Tensor, log_y: Tensor, row_diagonal: Tensor, vector: Tensor, reg: Tensor,
+              total: Tensor, items: Tensor | None = None) -> None:
+        if log_x.numel() * log_y.numel():
+            triton_adjoint.schur(self, cost, log_x, log_y, row_diagonal, vector, reg, total, items)
+
+    def eliminate(self, cost: Tensor, log_x: Tensor, log_y: Tensor, root_r: Tensor, root_c: Tensor, row_side: Tensor,
+                  row_ratio: Tensor, reg: Tensor, sums: Tensor, items: Tensor | None = None,
+                  empty: Tensor | None = None) -> Tensor:
+        if log_x.numel() * log_y.numel() == 0:
+            return super().eliminate(cost, log_x, log_y, root_r, root_c, row_side, row_ratio, reg, sums, items)
+        return triton_adjoint.eliminate(self, cost, log_x, log_y, root_r, root_c, row_side, row_ratio, reg, sums, items)
+
+    def weigh(self, cost: Tensor, log_u: Tensor, log_v: Tensor, reg: Tensor, left: Tensor | None, right: Tensor | None,
+              row_sum: Tensor | None, col_sum: Tensor | None, items: Tensor | None = None, *,
+              scale: Tensor | None = None, out: Tensor | None = None, add: bool = False,
+              factor: Tensor | None = None, product: Tensor | None = None) -> None:
+        if log_u.numel() * log_v.numel() == 0 or (left is not None and left.shape[2] == 0):
+            super().weigh(cost, log_u, log_v, reg, left, right, row_sum, col_sum, items, scale=scale, out=out,
+                          add=add, factor=factor, product=product)
+            return
+        triton_adjoint.weigh(self, cost, log_u, log_v, reg, left, right, items, scale, row_sum=row_sum,
+                             col_sum=col_sum, out=out, factor=factor, product=product, add=add)
+
+    def weigh_columns(self, cost: Tensor, log_u: Tensor, log_v: Tensor, reg: Tensor, left: Tensor | None,
+                      right: Tensor | None, factor: Tensor, product: Tensor, items: Tensor | None = None, *,
+                      scale: Tensor | None = None) -> None:
+        if log_u.numel() * product.numel() and (left is None or left.shape[2]):
+            triton_adjoint.weigh(self, cost, log_u, log_v, reg, left, right, items, scale, factor=factor,
+                                 product=product, transposed=True)
+
     def _sweep_wide(self, cost: Tensor, log_v: Tensor, offset: Tensor, damping: Tensor, reg: Tensor, shift: Tensor,
                     col_mass: Tensor, items: Tensor | None) -> Tensor:
         """The sweep in two reads of the cost, for rows too wide to be kept on chip."""
@@ -148,7 +204,7 @@ class TritonBackend(Backend):
         tile = _narrowed(self._tile("column", cost), m)
         blocks = _ceil_div(m, tile.cols)
         slabs, slab_rows = self._slabs(cost, count, n, tile, blocks)
-        partial = cost.new_empty((count, slabs, m))
+        partial = cost.new_empty((count, slabs, m), dtype=arithmetic(cost))
         self._launch("col_mass_kernel", cost, count * slabs * blocks, tile, items, log_u, log_v, reg, partial,
                      *_strides(cost), n, m, slabs, slab_rows, blocks, STAGES=tile.stages)
         self._merge(partial, log_v, col_mass)
@@ -162,14 +218,14 @@ class TritonBackend(Backend):
         tile = _narrowed(self._tile("column", cost), m)
         blocks = _ceil_div(m, tile.cols)
         slabs, slab_rows = self._slabs(cost, count, n, tile, blocks)
-        anchors = cost.new_empty((count, slabs, m))
+        anchors = cost.new_empty((count, slabs, m), dtype=arithmetic(cost))
         totals = torch.empty_like(anchors)
         self._launch("col_lse_kernel", cost, count * slabs * blocks, tile, items, log_u, reg, mask, anchors, totals,
                      *_strides(cost), n, m, slabs, slab_rows, blocks, STAGES=tile.stages)
         self._launch_merge("merge_col_lse_kernel", anchors, totals, mask, out)
         return out
 
-    def _merge(self, partial: Tensor, log_v: Tensor, col_mass: Tensor) -> None:
+    def _merge(self, partial: Tensor, log_v: Tensor | None, col_mass: Tensor) -> None:
         # An in-place contract with a result that may be a strided view of someone's buffer.
         target = col_mass if col_mass.is_contiguous() else col_mass.contiguous()
         self._launch_merge("merge_columns_kernel", partial, log_v, target)
@@ -182,22 +238,32 @@ class TritonBackend(Backend):
         tile = _narrowed(self.table.merge, m)
         blocks = _ceil_div(m, tile.cols)
         arguments = [None if value is None else value.contiguous() for value in rest]
-        with _on(partial.device):
-            _kernel(kernel)[(count * blocks,)](partial, *arguments, m, slabs, blocks, SLABS=tile.rows, COLS=tile.cols,
-                                               **launch_options(tile))
+        self._run(kernel, partial.device, count * blocks, tile, partial, *arguments, m, slabs, blocks, SLABS=tile.rows,
+                  COLS=tile.cols)
 
     def _launch(self, kernel: str, cost: Tensor, programs: int, tile: Tile, items: Tensor | None, *arguments: Any,
-                **constants: int) -> None:
+                **options: Any) -> None:
+        """``options`` are the kernel's own constants, and results that have strides of their own."""
         arguments = tuple(value.contiguous() if isinstance(value, Tensor) else value for value in arguments)
-        with _on(cost.device):
-            _kernel(kernel)[(programs,)](cost, items, *arguments, ROWS=tile.rows, COLS=tile.cols,
-                                         VECTOR=_vector_width(cost), **constants, **launch_options(tile))
+        strided = [value for value in options.values() if isinstance(value, Tensor)]
+        self._run(kernel, cost.device, programs, tile, cost, items, *arguments, ROWS=tile.rows, COLS=tile.cols,
+                  VECTOR=min(map(_vector_width, (cost, *strided))), **options)
+
+    def _run(self, kernel: str, device: torch.device, programs: int, tile: Tile, *arguments: Any,
+             **options: Any) -> None:
+        with _on(device):
+            _kernel(kernel)[(programs,)](*arguments, **options, **launch_options(tile))
 
     def _tile(self, kind: str, cost: Tensor) -> Tile:
         return getattr(self.table, kind + "_float64" if cost.dtype == torch.float64 else kind)
 
-    def _slabs(self, cost: Tensor, count: int, n: int, tile: Tile, columns: int) -> tuple[int, int]:
-        return slab_layout(count, n, tile, _multiprocessors(cost.device), columns, self.table.slab_rows)
+    def _slabs(self, cost: Tensor, count: int, n: int, tile: Tile, columns: int,
+               longest: int | None = None) -> tuple[int, int]:
+        longest = min(longest or self.table.slab_rows, self.table.slab_rows)
+        return slab_layout(count, n, tile, _multiprocessors(cost.device), columns, longest)
+
+    def _spans(self, cost: Tensor, programs: int, other: int, tile: Tile) -> tuple[int, int]:
+        return span_layout(programs, other, tile, _multiprocessors(cost.device))
 
 
 def _sizes(cost: Tensor, items: Tensor | None) -> tuple[int, int, int]:

@@ -44,11 +44,11 @@ def tile_for(table: TileTable, cost: Tensor, batch: int, max_iter: int, tol: flo
              options: SolverOptions) -> Tile | None:
     """How a solve runs in one launch, or None for what goes pass by pass.
 
-    That is: sizes beyond the table's (256 points), an empty batch, progress reports while ``tol > 0``, more than
-    `MAX_PASSES` passes, and histories longer than `MAX_DEPTH` and `MAX_ORDER`.
+    That is: sizes beyond the table's (256 points), costs kept in 16 bits, an empty batch, progress reports while
+    ``tol > 0``, more than `MAX_PASSES` passes, and histories longer than `MAX_DEPTH` and `MAX_ORDER`.
     """
     reports = options.progress is not False and tol != 0
-    if (reports or batch == 0 or max_iter > MAX_PASSES or options.anderson_depth > MAX_DEPTH
+    if (reports or batch == 0 or cost.dtype.itemsize < 4 or max_iter > MAX_PASSES or options.anderson_depth > MAX_DEPTH
             or options.anneal_order > MAX_ORDER):
         return None
     return table.small_tile(max(cost.shape[1:]), cost.dtype == torch.float64)

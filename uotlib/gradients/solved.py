@@ -221,7 +221,7 @@ def low_rank_sums(solved: Solved, log_x: Tensor, log_y: Tensor, weigh: LowRank, 
         factors = block, log_x[:, rows], log_y, reg, weigh.left[:, rows], weigh.right
         give: dict[str, Any] = {}
         if needs_panel:
-            panel = block.new_empty(kernel.batch, *block.shape[1:]) if panel is None else panel
+            panel = block.new_empty(kernel.batch, *block.shape[1:], dtype=kernel.dtype) if panel is None else panel
             give["out"] = panel[:, : block.shape[1]]
         elif into is not None and into[0] is not None:
             give = {"out": into[0][:, rows], "add": add} if in_place else {

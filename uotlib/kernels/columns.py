@@ -12,9 +12,11 @@ import triton.language as tl
 
 from .numerics import (
     LOWEST,
-    item_index,
+    arithmetic_type,
+    item_cost,
     multiple_of,
     natural_log,
+    own_slab,
     split_exponent,
     split_scale,
     times_two_to,
@@ -29,16 +31,13 @@ def col_lse_kernel(cost, items, log_u, reg, mask, anchors, totals, stride_b, str
 
     With a mask (B, m), a block of columns none of which is flagged reads nothing of the cost and writes nothing.
     """
-    dtype: tl.constexpr = cost.dtype.element_ty
+    dtype: tl.constexpr = arithmetic_type(cost.dtype.element_ty)
     m = multiple_of(m, VECTOR)
     stride_n = multiple_of(stride_n.to(tl.int64), VECTOR)
-    program = tl.program_id(0)
-    slab = program // blocks
-    b = (slab // slabs).to(tl.int64)
-    cols = program % blocks * COLS + tl.arange(0, COLS)
+    slab = tl.program_id(0) // blocks
+    b, first, last = own_slab(slab, slabs, slab_rows, n)
+    cols = tl.program_id(0) % blocks * COLS + tl.arange(0, COLS)
     inside = cols < m
-    first = slab % slabs * slab_rows
-    last = tl.minimum(first + slab_rows, n)
     wanted = inside
     if mask is not None:
         flags = tl.load(mask + b * m + cols, mask=inside, other=0).to(tl.int32)
@@ -46,7 +45,7 @@ def col_lse_kernel(cost, items, log_u, reg, mask, anchors, totals, stride_b, str
         last = tl.where(flagged, last, first)
         wanted = cols < tl.where(flagged, m, 0)
     scale_high, scale_low = split_scale(reg + b, dtype)
-    tile = cost + item_index(items, b) * multiple_of(stride_b, VECTOR) + cols[None, :]
+    tile = item_cost(cost, items, b, stride_b, VECTOR) + cols[None, :]
 
     anchor = tl.full((COLS,), LOWEST, dtype)
     total = tl.zeros((COLS,), dtype)
@@ -54,6 +53,7 @@ def col_lse_kernel(cost, items, log_u, reg, mask, anchors, totals, stride_b, str
         rows = row + tl.arange(0, ROWS)
         alive = rows < last
         c = tl.load(tile + rows.to(tl.int64)[:, None] * stride_n, mask=alive[:, None] & inside[None, :], other=0.0)
+        c = c.to(dtype)
         log_u_i = tl.load(log_u + b * n + rows, mask=alive, other=float("-inf"))
         anchor, total = raise_columns(c, scale_high, scale_low, log_u_i, anchor, total)
 
@@ -90,25 +90,23 @@ def merge_col_lse_kernel(anchors, totals, mask, col_lse, m, slabs, blocks, SLABS
 def col_mass_kernel(cost, items, log_u, log_v, reg, partial, stride_b, stride_n, n, m, slabs, slab_rows, blocks,
                     ROWS: tl.constexpr, COLS: tl.constexpr, STAGES: tl.constexpr, VECTOR: tl.constexpr):
     """Second read of a sweep whose rows do not fit on chip: column sums of the plan, but for the mantissa of v."""
-    dtype: tl.constexpr = cost.dtype.element_ty
+    dtype: tl.constexpr = arithmetic_type(cost.dtype.element_ty)
     m = multiple_of(m, VECTOR)
     stride_n = multiple_of(stride_n.to(tl.int64), VECTOR)
-    program = tl.program_id(0)
-    slab = program // blocks
-    b = (slab // slabs).to(tl.int64)
-    cols = program % blocks * COLS + tl.arange(0, COLS)
+    slab = tl.program_id(0) // blocks
+    b, first, last = own_slab(slab, slabs, slab_rows, n)
+    cols = tl.program_id(0) % blocks * COLS + tl.arange(0, COLS)
     inside = cols < m
-    first = slab % slabs * slab_rows
-    last = tl.minimum(first + slab_rows, n)
     scale_high, scale_low = split_scale(reg + b, dtype)
     exponent, _ = split_exponent(tl.load(log_v + b * m + cols, mask=inside, other=float("-inf")), dtype)
-    tile = cost + item_index(items, b) * multiple_of(stride_b, VECTOR) + cols[None, :]
+    tile = item_cost(cost, items, b, stride_b, VECTOR) + cols[None, :]
 
     column_sum = tl.zeros((COLS,), dtype)
     for row in tl.range(first, last, ROWS, num_stages=STAGES):
         rows = row + tl.arange(0, ROWS)
         alive = rows < last
         c = tl.load(tile + rows.to(tl.int64)[:, None] * stride_n, mask=alive[:, None] & inside[None, :], other=0.0)
+        c = c.to(dtype)
         log_u_i = tl.load(log_u + b * n + rows, mask=alive, other=float("-inf"))
         exponent_u, mantissa = split_exponent(log_u_i, dtype)
         p = times_two_to(c, scale_high, scale_low, exponent_u[:, None] + exponent[None, :])

@@ -21,6 +21,12 @@ LOWEST = tl.constexpr(-3.0e38)
 LARGEST = tl.constexpr(3.0e38)
 
 
+@triton.constexpr_function
+def arithmetic_type(storage):
+    """Type of the arithmetic on costs that are kept in this type."""
+    return tl.float64 if storage == tl.float64 else tl.float32
+
+
 @triton.jit
 def split_scale(reg, dtype: tl.constexpr):
     """`scale_of` the eps that lies at an address."""
@@ -60,6 +66,17 @@ def anchored_times_two_to(cost, scale_high, scale_low, exponent):
 
 
 @triton.jit
+def add_terms(anchor, total, cost, scale_high, scale_low, exponent, mantissa, AXIS: tl.constexpr):
+    """A running log-sum-exp along an axis, (anchor, total) for total 2^anchor, with the terms of one more tile.
+
+    tl.ceil(-inf) stays -inf and loses to LOWEST, where anchors start, so that they are always finite.
+    """
+    raised = tl.maximum(anchor, tl.ceil(tl.max(tl.fma(cost, scale_high, exponent), axis=AXIS)))
+    p = anchored_times_two_to(cost, scale_high, scale_low, exponent - tl.expand_dims(raised, AXIS))
+    return raised, total * tl.exp2(anchor - raised) + tl.sum(p * mantissa, axis=AXIS)
+
+
+@triton.jit
 def finite_anchor(maximum):
     """The integer just above a maximum, 0 where there is none."""
     return tl.where(maximum == NEG_INF, 0.0, tl.ceil(maximum))
@@ -96,6 +113,19 @@ def item_index(items, b):
     else:
         item = tl.load(items + b).to(tl.int64)
     return item
+
+
+@triton.jit
+def item_cost(cost, items, b, stride_b, VECTOR: tl.constexpr):
+    """Where the cost of entry b of the work list begins."""
+    return cost + item_index(items, b) * multiple_of(stride_b, VECTOR)
+
+
+@triton.jit
+def own_slab(place, slabs, slab_rows, n):
+    """(item, first row, end) of the slab at this place of a grid of the slabs of item 0, of item 1, ..."""
+    first = place % slabs * slab_rows
+    return (place // slabs).to(tl.int64), first, tl.minimum(first + slab_rows, n)
 
 
 @triton.jit

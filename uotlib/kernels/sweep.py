@@ -11,22 +11,30 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .numerics import item_index, multiple_of, split_exponent, split_scale
+from .numerics import (
+    arithmetic_type,
+    item_cost,
+    multiple_of,
+    own_slab,
+    split_exponent,
+    split_scale,
+)
 from .update import sweep_rows
 
 
 @triton.jit(do_not_specialize=["stride_b", "stride_n", "n", "m", "slabs", "slab_rows"])
-def sweep_kernel(cost, items, log_v, offset, damping, reg, shift, row_lse, partial, stride_b, stride_n, n, m,
-                 slabs, slab_rows, ROWS: tl.constexpr, COLS: tl.constexpr, STAGES: tl.constexpr,
+def sweep_kernel(cost, items, log_v, offset, damping, reg, shift, row_lse, partial, skip, stride_b, stride_n, n, m,
+                 slabs, slab_rows, SEGMENT: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, STAGES: tl.constexpr,
                  VECTOR: tl.constexpr):
-    """Grid: (slabs of item 0, slabs of item 1, ...).  partial is (B, slabs, m), every entry of it is written."""
-    dtype: tl.constexpr = cost.dtype.element_ty
+    """Grid: (slabs of item 0, slabs of item 1, ...).  partial is (B, slabs, m), every entry of it is written.
+
+    skip: Words of `skip_kernel`, or None.  What they leave out of a tile is not read.
+    """
+    dtype: tl.constexpr = arithmetic_type(cost.dtype.element_ty)
     m = multiple_of(m, VECTOR)
     stride_n = multiple_of(stride_n.to(tl.int64), VECTOR)
     program = tl.program_id(0)
-    b = (program // slabs).to(tl.int64)
-    first = program % slabs * slab_rows
-    last = tl.minimum(first + slab_rows, n)
+    b, first, last = own_slab(program, slabs, slab_rows, n)
 
     scale_high, scale_low = split_scale(reg + b, dtype)
     cols = tl.arange(0, COLS)
@@ -35,13 +43,25 @@ def sweep_kernel(cost, items, log_v, offset, damping, reg, shift, row_lse, parti
     exponent, mantissa = split_exponent(tl.load(log_v + b * m + cols, mask=inside, other=float("-inf")), dtype)
     damping_b = tl.load(damping + b)
     shift_b = tl.load(shift + b)
-    tile = cost + item_index(items, b) * multiple_of(stride_b, VECTOR) + cols[None, :]
+    start = item_cost(cost, items, b, stride_b, VECTOR)
+    if skip is not None:
+        segments = tl.arange(0, COLS // SEGMENT)
+        word = tl.load(skip + program.to(tl.int64) * (COLS // SEGMENT) + segments)
+        places = segments[:, None] * SEGMENT + tl.arange(0, SEGMENT)[None, :]
 
     column_sum = tl.zeros((COLS,), dtype)
     for row in tl.range(first, last, ROWS, num_stages=STAGES):
         rows = row + tl.arange(0, ROWS)
         alive = rows < last
-        c = tl.load(tile + rows.to(tl.int64)[:, None] * stride_n, mask=alive[:, None] & inside[None, :], other=0.0)
+        if skip is None:
+            c = tl.load(start + cols[None, :] + rows.to(tl.int64)[:, None] * stride_n,
+                        mask=alive[:, None] & inside[None, :], other=0.0)
+        else:
+            read = ((word >> (row - first) // ROWS) & 1) == 0
+            c = tl.load(start + places[None, :, :] + rows.to(tl.int64)[:, None, None] * stride_n,
+                        mask=alive[:, None, None] & (read[:, None] & (places < m))[None, :, :], other=float("inf"))
+            c = tl.reshape(c, (ROWS, COLS))
+        c = c.to(dtype)
         offset_i = tl.load(offset + b * n + rows, mask=alive, other=float("-inf"))
         lse, part = sweep_rows(c, scale_high, scale_low, exponent, mantissa, offset_i, damping_b, shift_b)
         tl.store(row_lse + b * n + rows, lse, mask=alive)
@@ -52,7 +72,10 @@ def sweep_kernel(cost, items, log_v, offset, damping, reg, shift, row_lse, parti
 
 @triton.jit(do_not_specialize=["m", "slabs", "blocks"])
 def merge_columns_kernel(partial, log_v, col_mass, m, slabs, blocks, SLABS: tl.constexpr, COLS: tl.constexpr):
-    """col_mass += mantissa of v times the slabs' sums, added in float64.  Grid: (column blocks of each item)."""
+    """col_mass += the slabs' sums, added in float64, times the mantissa of v where there is a log_v.
+
+    Grid: (column blocks of each item).
+    """
     program = tl.program_id(0)
     b = (program // blocks).to(tl.int64)
     cols = program % blocks * COLS + tl.arange(0, COLS)
@@ -63,6 +86,8 @@ def merge_columns_kernel(partial, log_v, col_mass, m, slabs, blocks, SLABS: tl.c
         sums = tl.load(partial + (b * slabs + ids)[:, None] * m + cols[None, :],
                        mask=(ids < slabs)[:, None] & inside[None, :], other=0.0)
         total += tl.sum(sums.to(tl.float64), axis=0)
-    _, mantissa = split_exponent(tl.load(log_v + b * m + cols, mask=inside, other=0.0), tl.float64)
+    if log_v is not None:
+        _, mantissa = split_exponent(tl.load(log_v + b * m + cols, mask=inside, other=0.0), tl.float64)
+        total = total * mantissa
     before = tl.load(col_mass + b * m + cols, mask=inside, other=0.0)
-    tl.store(col_mass + b * m + cols, before + total * mantissa, mask=inside)
+    tl.store(col_mass + b * m + cols, before + total, mask=inside)

@@ -74,6 +74,28 @@ def _small_float64() -> tuple[Tile, ...]:
     )
 
 
+def _eliminate_float32() -> tuple[Tile, ...]:
+    # Six vectors of columns in registers where the sweep has three.
+    return (
+        Tile(8, 128, warps=1, per_sm=8),
+        Tile(8, 256, warps=2, per_sm=4),
+        Tile(8, 512, warps=4, per_sm=2),
+        Tile(4, 1024, warps=8, per_sm=1),
+        Tile(2, 2048, warps=8, per_sm=1),
+        Tile(1, 4096, warps=16, per_sm=1),
+    )
+
+
+def _eliminate_float64() -> tuple[Tile, ...]:
+    return (
+        Tile(4, 128, warps=1, per_sm=8),
+        Tile(4, 256, warps=2, per_sm=4),
+        Tile(2, 512, warps=4, per_sm=2),
+        Tile(2, 1024, warps=8, per_sm=1),
+        Tile(1, 2048, warps=8, per_sm=1),
+    )
+
+
 @dataclass(frozen=True)
 class TileTable:
     """Every tile of one backend.  ``*_float64`` holds what float64 costs use instead."""
@@ -81,15 +103,27 @@ class TileTable:
     #: The whole row on chip: the smallest tile that holds it is taken; wider rows are read twice.
     sweep: tuple[Tile, ...] = field(default_factory=_sweep_float32)
     sweep_float64: tuple[Tile, ...] = field(default_factory=_sweep_float64)
+    #: The same with three column sums.
+    eliminate: tuple[Tile, ...] = field(default_factory=_eliminate_float32)
+    eliminate_float64: tuple[Tile, ...] = field(default_factory=_eliminate_float64)
     #: Row log-sum-exp: eight rows share one load of log_v, which at 8 bytes an entry is twice a row of the cost.
     row: Tile = Tile(8, 1024, warps=8)
     row_float64: Tile = Tile(4, 1024, warps=8)
     #: Column reductions: every thread owns whole columns, so a tile has no reduction across threads.
     column: Tile = Tile(8, 512, warps=4, per_sm=4)
     column_float64: Tile = Tile(4, 512, warps=4, per_sm=4)
+    #: The same with three sums.
+    back: Tile = Tile(8, 512, warps=4, per_sm=3)
+    back_float64: Tile = Tile(4, 512, warps=4, per_sm=3)
     #: Plan entries are independent; 32 elements a thread hide the latency without a loop.
     panel: Tile = Tile(8, 512, warps=4, stages=1, per_sm=4)
     panel_float64: Tile = Tile(4, 512, warps=4, stages=1, per_sm=4)
+    #: W where it is made entry by entry: square, so that neither side's vectors and sums cost more than the other's.
+    weigh: Tile = Tile(64, 32, warps=8, stages=2)
+    weigh_float64: Tile = Tile(32, 32, warps=8, stages=2)
+    #: W with products of tiles, whose operands stay in registers, split in two for tensor cores.
+    product: Tile = Tile(32, 32, warps=4, stages=2)
+    product_float64: Tile = Tile(32, 32, warps=4, stages=2)
     #: Merging the slabs' partial columns: rows are slabs, cols are columns.  Narrow, to give every SM some columns.
     merge: Tile = Tile(32, 32, warps=4, stages=1)
     #: Whole solves: a problem of at most ``cols`` points a side in one program.  Few rows a tile: the state of the
@@ -118,6 +152,10 @@ class TileTable:
         """The tile for whole solves of up to ``points`` a side, or None if none is wide enough."""
         return _narrowest(self.small_float64 if double else self.small, points)
 
+    def eliminate_tile(self, m: int, double: bool) -> Tile | None:
+        """The same for the pass with three column sums."""
+        return _narrowest(self.eliminate_float64 if double else self.eliminate, m)
+
 
 def _narrowest(tiles: tuple[Tile, ...], width: int) -> Tile | None:
     return min((tile for tile in tiles if tile.cols >= width), key=lambda tile: tile.cols, default=None)
@@ -142,3 +180,10 @@ def slab_layout(batch: int, n: int, tile: Tile, multiprocessors: int, columns: i
     rows = min(max(1, -(-n // wanted)), longest)
     rows = -(-rows // tile.rows) * tile.rows
     return -(-n // rows), rows
+
+
+def span_layout(programs: int, other: int, tile: Tile, multiprocessors: int) -> tuple[int, int]:
+    """(spans, tiles a span) that split the other side of so many programs: ``per_sm`` a multiprocessor in all."""
+    tiles = max(1, -(-other // tile.cols))
+    span = -(-tiles // max(1, multiprocessors * tile.per_sm // max(1, programs)))
+    return -(-tiles // span), span

@@ -9,6 +9,7 @@ import triton.language as tl
 from .numerics import (
     LARGEST,
     LOG2E,
+    add_terms,
     anchored_times_two_to,
     finite_anchor,
     half_step,
@@ -33,6 +34,4 @@ def sweep_rows(c, scale_high, scale_low, exponent, mantissa, offset, damping, sh
 def raise_columns(c, scale_high, scale_low, log_u, anchor, total):
     """(anchor, total) of the columns' log-sum-exps after some more rows."""
     exponent, mantissa = split_exponent(log_u, c.dtype)
-    raised = tl.maximum(anchor, tl.ceil(tl.max(tl.fma(c, scale_high, exponent[:, None]), axis=0)))
-    p = anchored_times_two_to(c, scale_high, scale_low, exponent[:, None] - raised[None, :])
-    return raised, total * tl.exp2(anchor - raised) + tl.sum(p * mantissa[:, None], axis=0)
+    return add_terms(anchor, total, c, scale_high, scale_low, exponent[:, None], mantissa[:, None], 0)

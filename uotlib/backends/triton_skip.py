@@ -1,0 +1,55 @@
+"""Launches around the sweep that may leave out parts of the cost (kernels/skip.py)."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..kernels.tiles import Tile
+from .base import arithmetic
+
+if TYPE_CHECKING:
+    from ..operators import Sweep
+    from .triton import TritonBackend
+
+#: Columns that are left out together: what a warp reads in one instruction.
+SEGMENT = 128
+#: Tiles of a slab whose bits fit a word.
+WORD = 64
+#: Share of a sum that may be left out.
+SHARE = {torch.float32: 2.0**-25, torch.float64: 2.0**-54}
+
+
+def table(backend: TritonBackend, cost: Tensor, tile: Tile) -> Tensor:
+    """Least cost of each segment of each tile of rows, (B, tiles, segments): one read of the cost."""
+    count, n, m = cost.shape
+    tiles = -(-n // tile.rows)
+    least = cost.new_empty((count, tiles, tile.cols // _segment(tile)), dtype=arithmetic(cost))
+    backend._launch("block_min_kernel", cost, count * tiles, tile, None, least, *cost.stride()[:2], n, m, tiles,
+                    SEGMENT=_segment(tile))
+    return least
+
+
+def words(backend: TritonBackend, least: Tensor, log_v: Tensor, offset: Tensor, damping: Tensor, reg: Tensor,
+          last: Sweep, slabs: int, slab_rows: int, tile: Tile, items: Tensor | None) -> Tensor:
+    """What a sweep may leave out after the sweep ``last``, (B, slabs, segments), int64: bit t is tile t of the slab."""
+    (count, n), m = offset.shape, log_v.shape[1]
+    segments, share = least.shape[2], SHARE[least.dtype]
+    bounds = log_v.new_empty((count, 4, segments))
+    skip = torch.empty(count, slabs, segments, dtype=torch.int64, device=log_v.device)
+    narrow = Tile(tile.rows, tile.cols, warps=1)
+    log_v, offset, damping, reg = (values.contiguous() for values in (log_v, offset, damping, reg))
+    before = [values.contiguous() for values in (last.log_v, last.col_lse, last.reg, last.row_lse)]
+    backend._run("bound_columns_kernel", log_v.device, count * segments, narrow, log_v, *before[:2], bounds, m,
+                 SEGMENT=_segment(tile), SEGMENTS=segments)
+    backend._run("skip_kernel", log_v.device, count * slabs, narrow, least, items, bounds, offset, damping, reg,
+                 *before[2:], skip, n, slabs, slab_rows, least.shape[1], math.log(m / share), math.log(n / share),
+                 SEGMENTS=segments, ROWS=tile.rows)
+    return skip
+
+
+def _segment(tile: Tile) -> int:
+    return min(SEGMENT, tile.cols)
