@@ -17,7 +17,9 @@ pytest.importorskip("triton", reason="needs triton: pip install triton")
 
 ROOT = Path(__file__).parents[1]
 #: Bytes of shared memory of one multiprocessor, and of one program, by compute capability (CUDA programming guide).
-SHARED = {80: (164 << 10, 163 << 10), 90: (228 << 10, 227 << 10), 100: (228 << 10, 227 << 10)}
+SHARED = {"80": (164 << 10, 163 << 10), "90": (228 << 10, 227 << 10), "100": (228 << 10, 227 << 10)}
+#: The same of an AMD compute unit.
+LDS = 64 << 10
 RESERVED = 1 << 10
 REGISTERS = 65536
 #: Kernels that read the cost, which must be read 16 bytes at a time where it can be.
@@ -43,6 +45,18 @@ def test_kernels_fit_their_multiprocessor(targets, only):
     rows = compiled("--targets", targets, "--only", only)
     assert {row["kernel"] for row in rows} >= {*READERS, "merge_columns_kernel", "merge_col_lse_kernel"}
     assert_fit(rows)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_kernels_compile_for_amd():
+    rows = compiled("--targets", "gfx942", "--only", "brief")
+    assert {row["kernel"] for row in rows} >= {*READERS, "merge_columns_kernel", "merge_col_lse_kernel"}
+    for row in rows:
+        assert row["local"] == 0, f"spills: {row}"
+        assert row["shared"] <= LDS, f"too much local memory: {row}"
+        if row["kernel"] in READERS:
+            assert row["wide_loads"] > 0, f"no 16-byte loads: {row}"
 
 
 @pytest.mark.slow

@@ -85,7 +85,7 @@ def configurations(table: TileTable | None = None) -> Iterator[Configuration]:
                 if kernel == "sweep_kernel":
                     yield from _skip_configurations(tile, storage)
         for kernel, kind in (("row_lse_kernel", "row"), ("col_lse_kernel", "column"), ("col_mass_kernel", "column"),
-                             ("panel_kernel", "panel"), ("through_kernel", "row")):
+                             ("panel_kernel", "panel"), ("through_kernel", "through")):
             for aligned in (True, False):
                 yield Configuration(kernel, getattr(table, kind + suffix), storage, aligned,
                                     () if aligned else ("items",))

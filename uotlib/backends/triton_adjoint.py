@@ -60,7 +60,7 @@ def _through(backend: TritonBackend, cost: Tensor, log_x: Tensor, log_y: Tensor,
     """N vector, (B, n)."""
     (count, n), m = log_x.shape, log_y.shape[1]
     out = log_x.new_empty((count, n))
-    tile = backend._tile("row", cost)
+    tile = backend._tile("through", cost)
     blocks = -(-n // tile.rows)
     backend._launch("through_kernel", cost, count * blocks, tile, items, log_x, log_y, vector, reg, out,
                     *cost.stride()[:2], n, m, blocks, STAGES=tile.stages)

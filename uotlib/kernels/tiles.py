@@ -109,6 +109,9 @@ class TileTable:
     #: Row log-sum-exp: eight rows share one load of log_v, which at 8 bytes an entry is twice a row of the cost.
     row: Tile = Tile(8, 1024, warps=8)
     row_float64: Tile = Tile(4, 1024, warps=8)
+    #: Products with a vector along the rows: its entries are prefetched too; sm_80 has room for two stages.
+    through: Tile = Tile(8, 1024, warps=8, stages=2)
+    through_float64: Tile = Tile(4, 1024, warps=8, stages=2)
     #: Column reductions: every thread owns whole columns, so a tile has no reduction across threads.
     column: Tile = Tile(8, 512, warps=4, per_sm=4)
     column_float64: Tile = Tile(4, 512, warps=4, per_sm=4)
