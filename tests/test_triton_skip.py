@@ -24,7 +24,7 @@ if ON_GPU:
 N, M, EPS = 64, 96, 1e-3
 #: Two slabs of tiles of 4 rows.
 TILES = (Tile(4, 128, 1, per_sm=1),)
-TABLE = TileTable(sweep=TILES, sweep_float64=TILES, column=Tile(32, 128, 1, per_sm=1), slab_rows=32)
+TABLE = TileTable(small=(), sweep=TILES, sweep_float64=TILES, column=Tile(32, 128, 1, per_sm=1), slab_rows=32)
 
 
 @pytest.fixture(autouse=True)

@@ -80,7 +80,7 @@ def test_products(backend, weighed, shape, dtype):
 
 
 @pytest.mark.parametrize("rank", [2, 9])
-@pytest.mark.parametrize("backend", ["native", "reference"])
+@pytest.mark.parametrize("backend", [*OWN_PASSES, "reference"])
 def test_entries_alone_and_added(backend, rank):
     """Without sums, and onto what is there."""
     cost, log_u, log_v, reg, left, right = drawn(37, 530, rank, torch.float64, batch=2)
