@@ -89,9 +89,10 @@ class StoredOutcome(Outcome):
     n_iter = _part("_scalars", 2, torch.int64)
     converged, at_floor = (_part("_scalars", index, torch.bool) for index in (3, 4))
 
-    def __init__(self, values: Tensor, batch: int, n: int, m: int, all_converged: bool) -> None:
+    def __init__(self, values: Tensor, batch: int, n: int, m: int, all_converged: bool | None = None) -> None:
         self.pair = StoredPair(values, batch, n, m)
-        self.all_converged = all_converged
+        if all_converged is not None:  # else it waits for the device, when it is asked for
+            self.all_converged = all_converged
         self._values, self._batch = values, batch
 
     @lazy

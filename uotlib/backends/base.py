@@ -67,6 +67,8 @@ class Backend(ABC):
     adjoint_temporaries: ClassVar[int] = 2
     #: The same of `weigh` and `weigh_columns`; 0 means that their products are computed without any block.
     weigh_temporaries: ClassVar[int] = 3
+    #: Whether "auto" may choose it.
+    automatic: ClassVar[bool] = True
     #: True where asking for a value on the host would wait for the device.
     asynchronous: ClassVar[bool] = False
 
