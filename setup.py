@@ -119,7 +119,8 @@ def ninja_file(cxx: str, nvcc: str | None, build: Path, target: Path) -> str:
         compile_edge(source, "nvcc" if archs else "cxx", "", f"cuda_{source.stem}")
     # Only this edge changes with the build environment's temporary directory: the kernels are not compiled anew.
     includes = f"-I{quoted(pybind11.get_include())} {python_includes} "
-    compile_edge(sources / "solve_bindings.cpp", "cxx", includes)
+    for name in ("solve_bindings", "resident_bindings"):
+        compile_edge(sources / f"{name}.cpp", "cxx", includes)
     compile_edge(sources / "bindings.cpp", "cxx",
                  f"{includes}-DUOT_COMPILER={quoted(define_string(version_line(cxx)))} "
                  f"-DUOT_CUDA_ARCHS={quoted(define_string(' '.join(f'sm_{arch}' for arch in archs)))}")
@@ -143,7 +144,7 @@ rule link
     if archs:
         rules += f"""\
 rule nvcc
-  command = {nvcc_command} -std=c++17 -O3 -Xcompiler -fPIC,-fvisibility=hidden $extra -MD -MF $out.d -c $in -o $out
+  command = {nvcc_command} -t 0 -std=c++17 -O3 -Xcompiler -fPIC,-fvisibility=hidden $extra -MD -MF $out.d -c $in -o $out
   depfile = $out.d
   deps = gcc
 """

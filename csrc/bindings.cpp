@@ -217,6 +217,7 @@ PYBIND11_MODULE(_C, module) {
         return Cost{data, is_double, batch_stride, row_stride, count, n, m, items, reg, threads};
       }));
   bind_solve(module);
+  bind_resident(module);
   module.def("row_lse", &row_lse);
   module.def("col_lse", &col_lse);
   module.def("col_lse_masked", &col_lse_masked);

@@ -3,12 +3,30 @@
 
 #include <memory>
 #include <tuple>
-#include <utility>
 
 #include "cpu/operations.h"
 #include "cpu/solve.h"
 
 namespace py = pybind11;
+
+uot::Settings settings_of(bool textbook, std::int64_t max_iter, double tol, bool synchronous, const py::dict& options) {
+  const auto integer = [&](const char* name) { return options[name].cast<std::int64_t>(); };
+  const auto number = [&](const char* name) { return options[name].cast<double>(); };
+  uot::Settings set{};
+  set.textbook = textbook;
+  set.synchronous = synchronous;
+  set.max_iter = max_iter;
+  set.tol = tol;
+  set.annealing = {number("anneal_start"), number("anneal_factor"), number("anneal_violation"),
+                   number("anneal_accuracy"), integer("anneal_order"), integer("anneal_passes")};
+  set.anderson_depth = integer("anderson_depth");
+  set.anderson_start = integer("anderson_start");
+  set.safeguard = number("safeguard");
+  set.backtrack = number("backtrack");
+  set.trust_region = number("trust_region");
+  set.check_every = integer("check_every");
+  return set;
+}
 
 namespace {
 
@@ -24,23 +42,10 @@ uot::SideArrays side(const SideArguments& from) {
   return {array<const double>(std::get<0>(from)), array<const double>(std::get<1>(from))};
 }
 
-// All answers lie in one array, in the order in which uot::Answers has them.
-uot::Answers answers(double* next, const uot::Job& cost) {
-  const auto take = [&](std::int64_t entries) { return std::exchange(next, next + cost.count * entries); };
-  uot::Answers out{};
-  for (double** rows : {&out.f, &out.log_u, &out.row_lse}) *rows = take(cost.n);
-  for (double** cols : {&out.g, &out.log_v, &out.col_lse}) *cols = take(cost.m);
-  for (double** one : {&out.violation, &out.gap, &out.n_iter, &out.converged, &out.at_floor}) *one = take(1);
-  return out;
-}
-
 std::unique_ptr<uot::Solve> make(const CostArguments& cost, const SideArguments& rows, const SideArguments& cols,
                                  Address reg, Address start, Address out, bool entropy, bool textbook,
                                  std::int64_t max_iter, double tol, bool synchronous, bool lockstep,
                                  const py::dict& options, int threads) {
-  const auto integer = [&](const char* name) { return options[name].cast<std::int64_t>(); };
-  const auto number = [&](const char* name) { return options[name].cast<double>(); };
-
   uot::Task task{};
   Address data, items;
   std::tie(data, task.is_double, task.cost.batch_stride, task.cost.row_stride, items, task.cost.count, task.cost.n,
@@ -52,22 +57,9 @@ std::unique_ptr<uot::Solve> make(const CostArguments& cost, const SideArguments&
   task.cols = side(cols);
   task.reg = array<const double>(reg);
   task.start = array<const double>(start);
-  task.out = answers(array<double>(out), task.cost);
-
-  uot::Settings set{};
-  set.textbook = textbook;
-  set.synchronous = synchronous;
+  task.out = uot::answers_in(array<double>(out), task.cost.count, task.cost.n, task.cost.m);
+  uot::Settings set = settings_of(textbook, max_iter, tol, synchronous, options);
   set.lockstep = lockstep;
-  set.max_iter = max_iter;
-  set.tol = tol;
-  set.annealing = {number("anneal_start"), number("anneal_factor"), number("anneal_violation"),
-                   number("anneal_accuracy"), integer("anneal_order"), integer("anneal_passes")};
-  set.anderson_depth = integer("anderson_depth");
-  set.anderson_start = integer("anderson_start");
-  set.safeguard = number("safeguard");
-  set.backtrack = number("backtrack");
-  set.trust_region = number("trust_region");
-  set.check_every = integer("check_every");
   return std::make_unique<uot::Solve>(task, set, threads);
 }
 
@@ -85,7 +77,7 @@ void bind_solve(py::module_& module) {
   py::class_<uot::Solve>(module, "Solve")
       .def(py::init(&make))
       .def("advance", &uot::Solve::advance, py::call_guard<py::gil_scoped_release>(),
-           "Goes on for about so many seconds, in lockstep no further than to the next check; True when all are solved.")
+           "Goes on for about so many seconds, in lockstep no further than to the next check; True when all are.")
       .def("converged", &uot::Solve::converged, "Whether every problem is, when all are solved.")
       .def("status", [](const uot::Solve& solve) {
         const uot::Status status = solve.status();

@@ -91,7 +91,7 @@ WRONG_VALUES = {
     "reg_m single": ({"reg_m": [1.0]}, "reg_m must be a number, .* or a pair of these, got 1"),
     "reg_type": ({"reg_type": "l2"}, "reg_type must be 'kl' or 'entropy', got 'l2'"),
     "method": ({"method": "sinkhorn_log"}, "method must be 'auto' or 'sinkhorn', got 'sinkhorn_log'"),
-    "backend": ({"backend": "numpy"}, "backend must be 'auto', 'native', 'triton', 'reference', got 'numpy'"),
+    "backend": ({"backend": "numpy"}, "backend must be 'auto', 'native', 'triton', 'cuda', 'reference', got 'numpy'"),
     "grad": ({"grad": "last_step"}, "grad must be 'implicit', 'unrolled', 'envelope' or 'none', got 'last_step'"),
     "grad True": ({"grad": True}, "grad must be 'implicit', 'unrolled', 'envelope' or 'none', got True"),
     "unrolled": ({"grad": "unrolled"}, "grad='unrolled' differentiates the iterations of .*, got method='auto'"),
@@ -166,7 +166,7 @@ def test_totals_of_a_batch_are_named_by_item():
         call(a=a, b=b, reg_m=INF)
 
 
-@pytest.mark.parametrize("name", ["triton", "native", "reference"])
+@pytest.mark.parametrize("name", ["triton", "cuda", "native", "reference"])
 def test_forced_backend_runs_or_says_why_not(name):
     reason = BACKENDS[name].why_not(torch.device("cpu"), torch.float64)
     if reason is None:

@@ -94,7 +94,7 @@ class StoredOutcome(Outcome):
 
     def __init__(self, values: Tensor, batch: int, n: int, m: int, all_converged: bool | None = None) -> None:
         self.pair = StoredPair(values, batch, n, m)
-        if all_converged is not None:
+        if all_converged is not None:  # else it waits for the device, when it is asked for
             self.all_converged = all_converged
         self._values, self._batch = values, batch
 

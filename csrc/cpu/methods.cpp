@@ -79,7 +79,8 @@ void Slot::advance(double violation, bool close) {
   }
   if (leaving) {
     annealing_.descend(solved, moved_, rejected ? col_work_ : next_);
-    best_ = record_ = kInfinity;
+    best_ = kInfinity;
+    record_.forget();
   }
   if (better) best_answer_.swap(moved_);
   if (rejected || leaving) anderson_.restart();

@@ -80,10 +80,10 @@ void Slot::begin(int64_t index) {
     live_[j] = !(cols_.mass[j] > 0) ? -kInfinity : task_.entropy ? 0.0 : cols_.log_mass[j];
   if (task_.start) g_.assign(task_.start + index * m_, m_, 0.0);
   else g_.fill(0.0);
-  passes_ = record_pass_ = 0;
+  passes_ = record_.pass = 0;
   lost_ = confirming_ = hinted_ = false;
   all_reachable_ = true;
-  best_ = record_ = kInfinity;
+  best_ = record_.least = kInfinity;
   std::copy_n(g_.get(), cols_length_, best_answer_.get());
   anderson_.restart();
   spread_ = spread();
@@ -337,23 +337,12 @@ double Slot::largest(const double* f, const double* g) const {
   return std::max(vectors_.max_abs(f, rows_length_), vectors_.max_abs(g, cols_length_));
 }
 
-// tol, or where none was given the default of uotlib.unbalanced_sinkhorn.
 double Slot::tolerance(double largest) const {
-  if (settings_.tol > 0) return settings_.tol;
-  const double roundoff = (task_.is_double ? 0x1p-53 : 0x1p-24) * largest / reg_;
-  return std::min(std::max(4 * roundoff, 1e-5), 1e-2);
+  return tolerance_of(settings_.tol, roundoff(), largest, reg_);
 }
 
-// No progress for a while, at a violation that rounding explains.
 bool Slot::stalled(const double* f, const double* g, double violation) {
-  constexpr int64_t kStallPasses = 40;
-  if (violation < 0.9 * record_) {
-    record_ = violation;
-    record_pass_ = passes_;
-  }
-  if (passes_ - record_pass_ < kStallPasses) return false;
-  const double exact = 0x1p-53 * largest(f, g) / reg_;  // potentials are float64 whatever the cost is
-  return violation <= 256 * std::max(exact, task_.is_double ? 0x1p-53 : 0x1p-24);
+  return record_.stalled(violation, passes_, roundoff(), largest(f, g), reg_);
 }
 
 }  // namespace uot

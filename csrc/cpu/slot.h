@@ -73,6 +73,7 @@ class Slot {
   double log_total(const double* mass, const double* log_mass, const double* potential, double rate,
                    int64_t length) const;
   double largest(const double* f, const double* g) const;
+  double roundoff() const { return task_.is_double ? 0x1p-53 : 0x1p-24; }
   double tolerance(double largest) const;
   bool stalled(const double* f, const double* g, double violation);
   void finish(const PairView& pair, int64_t n_iter, bool at_floor);
@@ -91,9 +92,10 @@ class Slot {
   Annealing annealing_;
   Anderson anderson_;
 
-  int64_t index_ = -1, passes_ = 0, record_pass_ = 0;
+  int64_t index_ = -1, passes_ = 0;
   double reg_ = 0, eps_ = 0, damping_rows_ = 0, damping_cols_ = 0, shift_ = 0, scale_ = 0;
-  double weak_below_ = 0, violation_ = 0, best_ = 0, record_ = 0;
+  double weak_below_ = 0, violation_ = 0, best_ = 0;
+  Record record_{};
   bool checked_ = false, lost_ = false, confirming_ = false, hinted_ = false, all_reachable_ = true;
   RowsResult swept_{};
   ColumnsResult columns_{};

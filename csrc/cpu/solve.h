@@ -4,21 +4,10 @@
 #include <cstdint>
 #include <memory>
 
-#include "annealing.h"
+#include "../task.h"
 #include "job.h"
 
 namespace uot {
-
-// One side of the problems: masses (count, points), and tau (count), inf for an exact marginal.
-struct SideArrays {
-  const double *mass, *tau;
-};
-
-// Where the answers go, per problem: (count, n), (count, m) or (count).  See uotlib.solver.Pair and Outcome.
-struct Answers {
-  double *f, *log_u, *row_lse, *g, *log_v, *col_lse;
-  double *violation, *gap, *n_iter, *converged, *at_floor;  // the last two 0 or 1
-};
 
 struct Task {
   Job cost;  // cost, strides, items, count, n, m; nothing else
@@ -27,17 +16,6 @@ struct Task {
   const double* reg;
   const double* start;  // (count, m) column potential to start from, which is then not annealed to; or null
   Answers out;
-};
-
-struct Settings {
-  bool textbook, synchronous;
-  bool lockstep;  // all problems go from check to check together, for who wants to watch
-  int64_t max_iter;
-  double tol;  // 0: the default, a function of the potentials
-  AnnealingOptions annealing;
-  int64_t anderson_depth, anderson_start;
-  double safeguard, backtrack, trust_region;
-  int64_t check_every;
 };
 
 // The problems that were checked in the last turn: the most passes, the largest eps and violation, and how many ran.

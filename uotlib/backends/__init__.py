@@ -6,13 +6,14 @@ import torch
 
 from ..exceptions import BackendUnavailable
 from .base import Backend
+from .cuda import CudaBackend
 from .native import NativeBackend
 from .reference import ReferenceBackend
 from .triton import TritonBackend
 
-#: In the order in which ``backend="auto"`` tries them.
+#: In the order in which ``backend="auto"`` tries those that are automatic.
 BACKENDS: dict[str, Backend] = {
-    backend.name: backend for backend in (NativeBackend(), TritonBackend(), ReferenceBackend())
+    backend.name: backend for backend in (NativeBackend(), TritonBackend(), CudaBackend(), ReferenceBackend())
 }
 
 
@@ -26,7 +27,8 @@ def choose(name: str, device: torch.device, dtype: torch.dtype) -> Backend:
     if name != "auto" and name not in BACKENDS:
         raise ValueError(f"backend must be 'auto', {', '.join(map(repr, BACKENDS))}, got {name!r}")
     reasons = []
-    for backend in BACKENDS.values() if name == "auto" else (BACKENDS[name],):
+    automatic = [backend for backend in BACKENDS.values() if backend.automatic]
+    for backend in automatic if name == "auto" else [BACKENDS[name]]:
         reason = backend.why_not(device, dtype)
         if reason is None:
             return backend

@@ -76,6 +76,8 @@ class Backend(ABC):
     weigh_temporaries: ClassVar[int] = 3
     #: Types of half the size that a cost may be kept in.
     storages: ClassVar[tuple[str, ...]] = ()
+    #: Whether "auto" may choose it.
+    automatic: ClassVar[bool] = True
     #: True where asking for a value on the host would wait for the device.
     asynchronous: ClassVar[bool] = False
 

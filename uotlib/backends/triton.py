@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -54,7 +54,7 @@ class TritonBackend(Backend):
     name = "triton"
     asynchronous = True
     adjoint_temporaries = weigh_temporaries = 0
-    storages = ("float16", "bfloat16")
+    storages: ClassVar[tuple[str, ...]] = ("float16", "bfloat16")
 
     def __init__(self, table: TileTable | None = None) -> None:
         self._given = table

@@ -1,0 +1,69 @@
+"""The resident CUDA kernel as machine code, compiled here without a GPU: what fits, what spills, how wide loads are."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+#: Registers of a thread that 512 of them can have; every architecture has 65536.
+REGISTERS = 65536 // 512
+#: The only configuration that spills: (architecture, groups of columns of a thread, 16-byte loads), with its bytes.
+SPILLS = {("80", 4, False): 32}
+
+
+def tool(name: str) -> str | None:
+    """A tool of the CUDA toolkit: on PATH, or as triton's wheel has it."""
+    found = shutil.which(name)
+    triton = importlib.util.find_spec("triton")
+    if found is None and triton is not None and triton.origin is not None:
+        bundled = Path(triton.origin).parent / "backends/nvidia/bin" / name
+        found = str(bundled) if bundled.exists() else None
+    return found
+
+
+NVCC, CUOBJDUMP = tool("nvcc"), tool("cuobjdump")
+
+
+def machine_code(arch: str, place: Path) -> tuple[str, str]:
+    """Resource usage and assembly of all variants."""
+    cubin = place / f"sm_{arch}.cubin"
+    done = subprocess.run([str(NVCC), "-std=c++17", "-O3", f"-arch=sm_{arch}", "-cubin", "-o", str(cubin),
+                           str(ROOT / "csrc/cuda/resident.cu")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+    usage, code = (subprocess.run([str(CUOBJDUMP), option, str(cubin)], capture_output=True, text=True,
+                                  check=True).stdout for option in ("--dump-resource-usage", "--dump-sass"))
+    return usage, code
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(NVCC is None, reason="needs nvcc, the CUDA compiler, on PATH")
+@pytest.mark.skipif(CUOBJDUMP is None, reason="needs cuobjdump, on PATH or in triton's wheel")
+def test_the_kernel_fits_its_multiprocessor(tmp_path):
+    archs = ("80", "90a", "100a", "120")
+    with ThreadPoolExecutor(2) as pool:
+        compiled = dict(zip(archs, pool.map(lambda arch: machine_code(arch, tmp_path), archs), strict=True))
+    for arch, (usage, code) in compiled.items():
+        kernels = re.findall(r"Function \S*resident_kernelILi(\d)ELb(\d)E\S*:\s+REG:(\d+) STACK:(\d+) .*?LOCAL:(\d+)",
+                             usage)
+        assert sorted((chunks, wide) for chunks, wide, *_ in kernels) == [(c, w) for c in "124" for w in "01"]
+        for chunks, wide, registers, stack, local in kernels:
+            said = f"sm_{arch}, {chunks} groups of columns, 16-byte loads: {wide}"
+            assert int(registers) <= REGISTERS, said
+            assert int(stack) <= SPILLS.get((arch, int(chunks), wide == "1"), 0), said
+            assert int(local) == 0, said
+        for function in re.split(r"\n\s*Function : ", code)[1:]:
+            name = re.match(r"\S*resident_kernelILi(\d)ELb(\d)E", function)
+            if name is None:
+                continue
+            assert "LDS.128" in function, name
+            assert "MUFU.EX2" in function, name
+            assert ("LDG.E.128" in function) or name[2] == "0", name
+            assert "RED.E.ADD" in function or "REDG.E.ADD" in function or "ATOM" in function, name  # the barrier

@@ -1,0 +1,130 @@
+"""The backend "cuda" as Python sees it: what it refuses, and solves for which the kernel runs on the processor."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import shutil
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from test_cuda_host import COMPILER, OPTIONS, build
+
+import uotlib
+from uotlib.backends import BACKENDS, choose, cuda
+from uotlib.exceptions import BackendUnavailable
+from uotlib.options import SolverOptions
+
+CUDA = BACKENDS["cuda"]
+GPU = torch.device("cuda", 0)
+
+
+@pytest.fixture
+def available(monkeypatch) -> None:
+    """As on a machine whose device runs the kernel."""
+    monkeypatch.setattr(cuda.CudaBackend, "why_not", lambda self, device, dtype: None)
+
+
+@pytest.fixture(scope="module")
+def harness(tmp_path_factory) -> Any:
+    if not shutil.which(COMPILER[0]):
+        pytest.skip("needs a C++ compiler: c++, g++, clang++ or CXX")
+    return ctypes.CDLL(str(build(tmp_path_factory.mktemp("harness"), "-O1", "-fno-math-errno")))
+
+
+@pytest.fixture
+def on_the_processor(available, harness, monkeypatch) -> list[tuple[int, int]]:
+    """The extension with a device that is the processor; its launches, as (device, stream)."""
+    launches = []
+
+    class Resident:
+        def __init__(self, cost, rows, cols, reg, start, out, entropy, textbook, max_iter, tol, synchronous, options):
+            numbers = torch.tensor([float(options[name]) for name in OPTIONS], dtype=torch.float64)
+            self.keep, size, at = numbers, ctypes.c_int64, ctypes.c_void_p
+            data, batch_stride, row_stride, items, count, n, m = cost
+            self.arguments = (
+                at(data), size(batch_stride), size(row_stride), at(items), size(count), size(n), size(m), at(rows[0]),
+                at(rows[1]), at(cols[0]), at(cols[1]), at(reg), at(start), at(out), int(entropy), int(textbook),
+                size(max_iter), ctypes.c_double(tol), int(synchronous), at(numbers.data_ptr()), size(5), size(9000),
+                ctypes.c_uint64(2))
+
+        def workspace(self, device):
+            return 64
+
+        def launch(self, device, stream, memory):
+            launches.append((device, stream))
+            assert harness.resident_solve(*self.arguments) > 0
+
+    monkeypatch.setattr(cuda, "extension", SimpleNamespace(Resident=Resident, RESIDENT_COLUMNS=8192, RESIDENT_DEPTH=16,
+                                                           RESIDENT_ORDER=8))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=1234))
+    return launches
+
+
+@pytest.mark.parametrize("reg_type", ["kl", "entropy"])
+@pytest.mark.parametrize(("method", "tol"), [("sinkhorn", 1e-4), ("auto", None), ("auto", 0)])
+def test_a_solve_is_one_launch(on_the_processor, reg_type, method, tol):
+    """Whatever the batch, the broadcasting and the strides: the other backends' answers, on the caller's stream."""
+    draw = torch.Generator().manual_seed(1)
+    cost = torch.rand(3, 30, 24, generator=draw).mT  # the solve gets a copy whose columns are contiguous
+    a = 0.1 + torch.rand(2, 1, 24, generator=draw)
+    b = 0.1 + torch.rand(30, generator=draw)
+    reg_m = (torch.tensor([[0.3], [2.0]]), math.inf)
+    settings = {"reg": 0.05, "reg_m": reg_m, "reg_type": reg_type, "method": method, "tol": tol,
+                "max_iter": 8 if tol == 0 else 900}
+    got = uotlib.unbalanced_sinkhorn(cost, a, b, backend="cuda", **settings)
+    assert on_the_processor == [(3, 1234)]
+    wanted = uotlib.unbalanced_sinkhorn(cost, a, b, backend="native", **settings)
+    assert got.f.shape == (2, 3, 24)
+    torch.testing.assert_close(got.f, wanted.f, atol=2e-6, rtol=0)
+    torch.testing.assert_close(got.g, wanted.g, atol=2e-6, rtol=0)
+    assert torch.equal(got.converged, wanted.converged)
+    assert torch.equal(got.n_iter, wanted.n_iter)
+    torch.testing.assert_close(got.violation, wanted.violation, atol=1e-6, rtol=1e-2)
+
+
+def test_a_start_is_taken(on_the_processor):
+    draw = torch.Generator().manual_seed(2)
+    cost = torch.rand(20, 25, generator=draw)
+    first = uotlib.unbalanced_sinkhorn(cost, reg=0.02, reg_m=1.0, tol=1e-5, backend="cuda")
+    again = uotlib.unbalanced_sinkhorn(cost, reg=0.02, reg_m=1.0, tol=1e-5, backend="cuda", init=(first.f, first.g))
+    assert int(again.n_iter) <= 2 < int(first.n_iter)
+
+
+@pytest.mark.parametrize(("shape", "settings", "words"), [
+    ((2, 8193), {}, "up to 8192 columns, got 8193"),
+    ((3, 4), {"options": SolverOptions(anderson_depth=17)}, "anderson_depth up to 16, got 17"),
+    ((3, 4), {"options": SolverOptions(anneal_order=9)}, "anneal_order up to 8, got 9"),
+    ((3, 4), {"options": SolverOptions(progress=True)}, "progress=True"),
+])
+def test_what_the_kernel_does_not_take_is_an_error(on_the_processor, shape, settings, words):
+    """No other method steps in silently."""
+    with pytest.raises(BackendUnavailable, match=words):
+        uotlib.unbalanced_sinkhorn(torch.rand(shape), reg=0.1, reg_m=1.0, backend="cuda", **settings)
+    assert on_the_processor == []
+
+
+def test_why_not(monkeypatch):
+    assert str(CUDA.why_not(torch.device("cpu"), torch.float32)).endswith("needs an NVIDIA GPU; the cost is on cpu")
+    assert CUDA.why_not(GPU, torch.float64) == "the cuda backend takes float32 costs, not float64"
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    assert str(CUDA.why_not(GPU, torch.float32)).endswith("the cost is on a ROCm device")
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(cuda.TritonBackend, "why_not", lambda self, device, dtype: None)
+    for reason, said in (("too old", "the cuda backend cannot run on device 0: too old"), ("", None)):
+        cuda._device_reason.cache_clear()
+        monkeypatch.setattr(cuda, "extension", SimpleNamespace(resident_why_not=lambda device, text=reason: text))
+        assert CUDA.why_not(GPU, torch.float32) == said
+    cuda._device_reason.cache_clear()
+    monkeypatch.setattr(cuda, "missing", "no extension, because")
+    assert CUDA.why_not(GPU, torch.float32) == "no extension, because"
+
+
+@pytest.mark.usefixtures("available")
+def test_auto_does_not_choose_it(monkeypatch):
+    monkeypatch.setattr(cuda.TritonBackend, "why_not", lambda self, device, dtype: "not today")
+    assert choose("auto", GPU, torch.float32).name == "reference"
+    assert choose("cuda", GPU, torch.float32).name == "cuda"

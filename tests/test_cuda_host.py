@@ -1,0 +1,285 @@
+"""The resident CUDA kernel's own code, compiled for the processor: its answers, its phases, its memory.
+
+Blocks and threads run one after the other, in an order that each run chooses, over memory that starts as NaN: what is
+read before it was written, or not waited for, shows as a difference or as NaN.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import os
+import random
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import uotlib
+from uotlib.options import SolverOptions
+from uotlib.outcome import StoredOutcome
+
+ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "csrc/cuda/host_harness.cpp"
+COMPILER = shlex.split(os.environ.get("CXX", "")) or [next(filter(shutil.which, ("c++", "g++", "clang++")), "")]
+INF = math.inf
+#: Numbers of SolverOptions in the order in which the harness takes them.
+OPTIONS = ("anneal_start", "anneal_factor", "anneal_violation", "anneal_accuracy", "anneal_order", "anneal_passes",
+           "anderson_depth", "anderson_start", "safeguard", "backtrack", "trust_region", "check_every")
+
+pytestmark = pytest.mark.skipif(not shutil.which(COMPILER[0]), reason="needs a C++ compiler: c++, g++, clang++ or CXX")
+
+
+def build(place: Path, *flags: str) -> Path:
+    library = place / "resident.so"
+    command = [*COMPILER, "-std=c++17", "-shared", "-fPIC", *flags, str(SOURCE), "-o", str(library)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return library
+
+
+@pytest.fixture(scope="module")
+def harness(tmp_path_factory) -> Any:
+    return ctypes.CDLL(str(build(tmp_path_factory.mktemp("harness"), "-O2", "-fno-math-errno", "-Wall", "-Wextra",
+                             "-Werror")))
+
+
+def address(tensor: Tensor | None) -> ctypes.c_void_p:
+    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
+
+
+def run(harness: Any, cost: Tensor, a: Tensor, b: Tensor, reg: float, reg_m: tuple[float, float], reg_type: str = "kl",
+        method: str = "auto", max_iter: int = 500, tol: float | None = None, *, start: Tensor | None = None,
+        items: Tensor | None = None, blocks: int = 4, room: int = 1 << 16, seed: int = 0,
+        options: SolverOptions | None = None) -> StoredOutcome:
+    """Problems of a batch (B, n, m) by the kernel: ``blocks`` of them, with ``room`` bytes each for resident rows."""
+    options = options or SolverOptions()
+    count, n, m = (cost.shape[0] if items is None else len(items)), *cost.shape[1:]
+    a, b = (mass.double().expand(count, -1).contiguous() for mass in (a, b))
+    reg64, tau_a, tau_b = (torch.full((count,), value, dtype=torch.float64) for value in (reg, *reg_m))
+    known = {**vars(options), "check_every": options.looks_every(asynchronous=False)}
+    numbers = torch.tensor([float(known[name]) for name in OPTIONS], dtype=torch.float64)
+    out = torch.full((count * (3 * n + 3 * m + 5),), math.nan, dtype=torch.float64)
+    size = ctypes.c_int64
+    solve = harness.resident_solve
+    solve.restype = size
+    phases = solve(address(cost), size(cost.stride(0)), size(cost.stride(1)), address(items), size(count), size(n),
+                   size(m), address(a), address(tau_a), address(b), address(tau_b), address(reg64), address(start),
+                   address(out), int(reg_type == "entropy"), int(method == "sinkhorn"), size(max_iter),
+                   ctypes.c_double(tol or 0.0), int(tol != 0), address(numbers), size(blocks), size(room),
+                   ctypes.c_uint64(seed))
+    assert phases > 0, "the blocks did not come to the same decisions"
+    return StoredOutcome(out, count, n, m, all_converged=False)
+
+
+def vectors(outcome: StoredOutcome) -> list[Tensor]:
+    pair = outcome.pair
+    return [pair.f, pair.g, pair.log_u, pair.log_v, pair.row_lse, pair.col_lse]
+
+
+def problem(rng: random.Random, n: int, m: int, both_exact: bool, holes: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """A cost (1, n, m) and masses; with holes, some masses are zero and some pairs forbidden."""
+    draw = torch.Generator().manual_seed(rng.randrange(1 << 30))
+    cost = torch.rand(1, n, m, generator=draw)
+    a, b = (0.2 + torch.rand(size, generator=draw, dtype=torch.float64) for size in (n, m))
+    if holes and min(n, m) > 4:
+        a[3], b[1], b[m - 1] = 0, 0, 0
+        cost[0, 1:, 2:][torch.rand(n - 1, m - 2, generator=draw) < 0.3] = INF
+    if both_exact:
+        b *= a.sum() / b.sum()
+    return cost, a, b
+
+
+SIZES = (1, 2, 5, 31, 32, 33, 64, 65, 127, 128, 129, 200)
+PENALTIES = ((0.5, 0.5), (0.2, 3.0), (INF, 0.7), (0.4, INF), (INF, INF))
+
+
+def deviation(got: Tensor, wanted: Tensor) -> float:
+    """Largest difference; infinite entries must be the same."""
+    same = got == wanted
+    return float(torch.where(same, 0.0, (got - wanted).abs()).max())
+
+
+@pytest.mark.parametrize("chapter", range(4))
+def test_fixed_numbers_of_passes_agree_with_float64(harness, chapter):
+    """After the same passes the potentials differ by a few roundings of float32, whatever the cut of the problem."""
+    rng = random.Random(chapter)
+    for _ in range(60):
+        n, m, penalties = rng.choice(SIZES), rng.choice(SIZES), rng.choice(PENALTIES)
+        exact = penalties == (INF, INF)
+        holes = not exact and rng.random() < 0.3
+        cost, a, b = problem(rng, n, m, exact, holes)
+        reg, kind = rng.choice((1.0, 0.1, 0.02)), rng.choice(("kl", "entropy"))
+        method, passes = rng.choice((("sinkhorn", 6), ("auto", 3)))
+        cut = {"blocks": rng.choice((1, 2, 3, 8, 40)), "room": rng.choice((0, 2000, 9000, 1 << 17)),
+               "seed": rng.randrange(9)}
+        got = run(harness, cost, a, b, reg, penalties, kind, method, passes, 0.0, **cut)
+        wanted = uotlib.unbalanced_sinkhorn(cost.double(), a, b, reg=reg, reg_m=penalties, reg_type=kind,
+                                            method=method, max_iter=passes, tol=0, backend="native")
+        said = f"{n} x {m}, reg {reg}, reg_m {penalties}, {kind}, {method}, holes {holes}, {cut}"
+        assert deviation(got.pair.f, wanted.f) <= 1e-5 * reg, said
+        assert deviation(got.pair.g, wanted.g) <= 1e-5 * reg, said
+        assert int(got.n_iter) == int(wanted.n_iter) == passes, said
+        torch.testing.assert_close(got.violation, wanted.violation, rtol=1e-4, atol=1e-5, msg=said)
+        torch.testing.assert_close(got.gap, wanted.gap, rtol=1e-3, atol=1e-5, msg=said)
+        torch.testing.assert_close(got.pair.row_mass, wanted.row_mass.double(), rtol=1e-4, atol=1e-7, msg=said)
+        torch.testing.assert_close(got.pair.col_mass, wanted.col_mass.double(), rtol=1e-4, atol=1e-7, msg=said)
+
+
+@pytest.mark.parametrize("penalties", PENALTIES)
+@pytest.mark.parametrize("reg", [0.1, 3e-3])
+def test_the_stop_rule_is_met_in_as_many_passes(harness, penalties, reg):
+    """Annealing, translation and acceleration take the road of the other backends, and certify what they find."""
+    cost, a, b = problem(random.Random(7), 70, 90, penalties == (INF, INF), holes=False)
+    for method in ("auto", "sinkhorn"):
+        got = run(harness, cost, a, b, reg, penalties, method=method, max_iter=3000, tol=1e-3)
+        wanted = uotlib.unbalanced_sinkhorn(cost, a, b, reg=reg, reg_m=penalties, method=method, max_iter=3000,
+                                            tol=1e-3, backend="native")
+        assert bool(got.converged) == bool(wanted.converged)
+        assert float(got.violation) <= 1e-3 or not bool(wanted.converged)
+        assert abs(int(got.n_iter) - int(wanted.n_iter)) <= 2 + int(wanted.n_iter) // 8
+        found = uotlib.unbalanced_sinkhorn(cost.double(), a, b, reg=reg, reg_m=penalties, max_iter=3000, tol=1e-7,
+                                           backend="native")
+        row_mass = found.row_mass.double()
+        assert float((got.pair.row_mass - row_mass).abs().sum() / row_mass.sum()) <= 2e-2 * max(1, 0.1 / reg)
+
+
+def test_the_order_of_blocks_and_threads_changes_no_bit(harness):
+    """What blocks hand to each other passes a barrier first; so does what threads do."""
+    rng = random.Random(3)
+    for n, m, blocks, method, reach in ((90, 70, 4, "auto", 10.0), (33, 130, 6, "auto", 0.02),
+                                        (40, 70, 3, "sinkhorn", 10.0)):
+        cost, a, b = problem(rng, n, m, both_exact=False, holes=True)
+        runs = [run(harness, cost, a, b, 0.01, (0.4, INF), "entropy", method, 300, 1e-4, blocks=blocks, room=6000,
+                    seed=seed, options=SolverOptions(trust_region=reach)) for seed in (0, 1, 5, 6)]
+        for other in runs[1:]:
+            for first, again in zip(vectors(runs[0]), vectors(other), strict=True):
+                assert torch.equal(first, again)
+            assert torch.equal(runs[0].violation, other.violation)
+            assert torch.equal(runs[0].n_iter, other.n_iter)
+
+
+@pytest.mark.parametrize("options", [SolverOptions(trust_region=0.05), SolverOptions(anderson_depth=2),
+                                     SolverOptions(anderson_depth=0, anneal_order=0), SolverOptions(safeguard=1.0)])
+def test_every_setting_of_the_loop(harness, options):
+    """The trust region, a short history, none, steps back: the same passes as the other backends' loop."""
+    cost, a, b = problem(random.Random(2), 60, 80, both_exact=False, holes=True)
+    got = run(harness, cost, a, b, 0.02, (0.5, 1.0), max_iter=14, tol=0.0, options=options, blocks=6, seed=3)
+    wanted = uotlib.unbalanced_sinkhorn(cost.double(), a, b, reg=0.02, reg_m=(0.5, 1.0), max_iter=14, tol=0,
+                                        options=options, backend="native")
+    assert deviation(got.pair.f, wanted.f) <= 2e-6
+    assert deviation(got.pair.g, wanted.g) <= 2e-6
+
+
+@pytest.mark.parametrize(("n", "m"), [(5, 2047), (6, 2048), (5, 2049), (9, 4096), (9, 4100), (4, 8191), (3, 8192)])
+def test_every_width_of_a_thread(harness, n, m):
+    cost, a, b = problem(random.Random(m), n, m, both_exact=False, holes=False)
+    got = run(harness, cost, a, b, 0.05, (0.5, 2.0), max_iter=3, tol=0.0, blocks=2, room=2 * 4 * m, seed=4)
+    wanted = uotlib.unbalanced_sinkhorn(cost.double(), a, b, reg=0.05, reg_m=(0.5, 2.0), max_iter=3, tol=0,
+                                        backend="native")
+    assert deviation(got.pair.f, wanted.f) <= 5e-7
+    assert deviation(got.pair.g, wanted.g) <= 5e-7
+
+
+def test_outliers_keep_their_potentials(harness):
+    """At eps 1e-4 outlying columns carry less mass than float32 can hold; their potentials are finite and matter."""
+    draw = torch.Generator().manual_seed(1)
+    x, z = torch.rand(60, 2, generator=draw), torch.rand(80, 2, generator=draw)
+    z[60:] += 3
+    cost = torch.cdist(x.double(), z.double()).square().float()[None]
+    a, b = torch.full((60,), 1 / 60, dtype=torch.float64), torch.full((80,), 1 / 80, dtype=torch.float64)
+    for method, passes, tol in (("sinkhorn", 40, 0.0), ("auto", 3000, 1e-4)):
+        got = run(harness, cost, a, b, 1e-4, (0.01, 0.01), method=method, max_iter=passes, tol=tol, blocks=6, seed=2)
+        wanted = uotlib.unbalanced_sinkhorn(cost.double(), a, b, reg=1e-4, reg_m=0.01, method=method, max_iter=passes,
+                                            tol=min(tol, 1e-9), backend="native")
+        assert deviation(got.pair.f, wanted.f) <= 1e-5
+        assert deviation(got.pair.g, wanted.g) <= 1e-5
+
+
+def test_batches_start_points_and_strides(harness):
+    """A queue of problems in one launch: each gets the answer that it gets alone, from where it is told to start."""
+    draw = torch.Generator().manual_seed(5)
+    padded = torch.rand(3, 41, 60, generator=draw)
+    cost = padded[:, :, 3:54]  # unaligned rows, gaps between them
+    a, b = torch.rand(41, generator=draw) + 0.1, torch.rand(51, generator=draw) + 0.1
+    start = 0.1 * torch.randn(4, 51, generator=draw, dtype=torch.float64)
+    items = torch.tensor([2, 0, 2, 1])
+    together = run(harness, cost, a, b, 0.02, (0.3, 1.0), tol=1e-5, items=items, start=start, blocks=5, seed=3)
+    for k, item in enumerate(items.tolist()):
+        alone = run(harness, cost[item : item + 1], a, b, 0.02, (0.3, 1.0), tol=1e-5, start=start[k : k + 1].clone(),
+                    blocks=5)
+        for one, many in zip(vectors(alone), vectors(together), strict=True):
+            assert torch.equal(one[0], many[k])
+        wanted = uotlib.unbalanced_sinkhorn(cost[item].double(), a, b, reg=0.02, reg_m=(0.3, 1.0), tol=1e-9)
+        assert deviation(together.pair.g[k], wanted.g) <= 1e-5
+        assert bool(together.converged[k])
+
+
+@pytest.mark.filterwarnings("ignore::uotlib.ConvergenceWarning")
+@pytest.mark.parametrize(("tau", "expected"), [(0.5, True), (INF, False)])
+def test_columns_that_nothing_reaches(harness, tau, expected):
+    """They take no part; where their mass must be met, the solve does not claim that it was."""
+    cost = torch.rand(1, 20, 30, generator=torch.Generator().manual_seed(0))
+    cost[0, :, 4] = INF
+    a, b = torch.full((20,), 0.05), torch.full((30,), 1 / 30)
+    got = run(harness, cost, a, b, 0.1, (0.5, tau), max_iter=60, tol=1e-5)
+    wanted = uotlib.unbalanced_sinkhorn(cost[0], a, b, reg=0.1, reg_m=(0.5, tau), max_iter=60, tol=1e-5,
+                                        backend="native")
+    assert bool(got.converged) is bool(wanted.converged) is expected
+    torch.testing.assert_close(got.pair.g[0], wanted.g.double(), atol=1e-5, rtol=0)
+    torch.testing.assert_close(got.violation[0], wanted.violation.double(), rtol=1e-3, atol=1e-5)
+
+
+def test_a_nan_is_never_certified(harness):
+    cost = torch.rand(1, 20, 30, generator=torch.Generator().manual_seed(0))
+    cost[0, 3, 4] = math.nan
+    got = run(harness, cost, torch.full((20,), 0.05), torch.full((30,), 1 / 30), 0.1, (0.5, 0.5), max_iter=60)
+    assert not bool(got.converged)
+    assert bool(got.pair.f.isnan().any())
+
+
+def test_passes_of_the_largest_size(harness):
+    """4096 x 4096 as 132 blocks with 12 resident rows each would cut it."""
+    draw = torch.Generator().manual_seed(2)
+    cost = torch.rand(1, 4096, 4096, generator=draw)
+    mass = torch.full((4096,), 1 / 4096, dtype=torch.float64)
+    got = run(harness, cost, mass, mass, 0.01, (1.0, 1.0), method="sinkhorn", max_iter=2, tol=0.0, blocks=132,
+              room=204_000, seed=8)
+    wanted = uotlib.unbalanced_sinkhorn(cost, mass, mass, reg=0.01, reg_m=1.0, method="sinkhorn", max_iter=2, tol=0,
+                                        backend="native")
+    assert deviation(got.pair.f, wanted.f.double()) <= 2e-7
+    assert deviation(got.pair.g, wanted.g.double()) <= 2e-7
+
+
+SANITIZED = """
+import random, sys
+import ctypes, torch
+sys.path.insert(0, {tests!r})
+from test_cuda_host import INF, problem, run
+harness = ctypes.CDLL({library!r})
+rng = random.Random(11)
+for n, m, blocks, room, method in ((1, 1, 1, 0, "auto"), (33, 129, 5, 9000, "auto"), (3, 2049, 2, 9000, "auto"),
+                                   (2, 5000, 1, 0, "sinkhorn"), (131, 64, 2, 2000, "auto")):
+    cost, a, b = problem(rng, n, m, False, True)
+    run(harness, cost, a, b, 0.02, (0.5, INF), "entropy", method, 40, 1e-4, blocks=blocks, room=room, seed=5)
+"""
+
+
+def test_memory_and_arithmetic_are_clean(tmp_path):
+    """Under the sanitizers of addresses and undefined behaviour; workspace and shared memory have their exact size."""
+    # Before everything else: the sanitizer, and the C++ library whose exceptions it passes on.
+    runtime = [subprocess.run([*COMPILER, f"-print-file-name={name}"], capture_output=True, text=True).stdout.strip()
+               for name in ("libasan.so", "libstdc++.so")]
+    if not all(Path(name).is_absolute() for name in runtime):
+        pytest.skip(f"{COMPILER[0]} has no libasan.so")
+    library = build(tmp_path, "-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+    script = SANITIZED.format(tests=str(ROOT / "tests"), library=str(library))
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True,
+                          env={**os.environ, "LD_PRELOAD": " ".join(runtime), "ASAN_OPTIONS": "detect_leaks=0"})
+    assert done.returncode == 0, done.stderr[-4000:]
