@@ -43,7 +43,10 @@ def compiled(*arguments: str) -> list[dict[str, Any]]:
                                                ("100", "brief")])
 def test_kernels_fit_their_multiprocessor(targets, only):
     rows = compiled("--targets", targets, "--only", only)
-    assert {row["kernel"] for row in rows} >= {*READERS, "merge_columns_kernel", "merge_col_lse_kernel"}
+    expected = {*READERS, "merge_columns_kernel", "merge_col_lse_kernel"}
+    if only == "float16":  # whole solves take costs of the solver's type
+        expected.remove("small_solve_kernel")
+    assert {row["kernel"] for row in rows} >= expected
     assert_fit(rows)
 
 
@@ -55,7 +58,7 @@ def test_kernels_compile_for_amd():
     for row in rows:
         assert row["local"] == 0, f"spills: {row}"
         assert row["shared"] <= LDS, f"too much local memory: {row}"
-        if row["kernel"] in READERS:
+        if row["kernel"] in READERS and row["kernel"] != "block_min_kernel":  # that is for once a solve
             assert row["wide_loads"] > 0, f"no 16-byte loads: {row}"
 
 

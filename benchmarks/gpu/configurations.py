@@ -78,7 +78,7 @@ def configurations(table: TileTable | None = None) -> Iterator[Configuration]:
     table = table or TileTable()
     for storage in ("float32", "float64", "float16"):
         suffix = "_float64" if storage == "float64" else ""
-        for kernel, kind in (("sweep_kernel", "sweep"), ("schur_kernel", "sweep"), ("eliminate_kernel", "eliminate")):
+        for kernel, kind in (("sweep_kernel", "sweep"), ("schur_kernel", "schur"), ("eliminate_kernel", "eliminate")):
             for tile in getattr(table, kind + suffix):
                 for aligned in (True, False):
                     yield Configuration(kernel, tile, storage, aligned, () if aligned else ("items",))

@@ -23,7 +23,7 @@ def schur(backend: TritonBackend, cost: Tensor, log_x: Tensor, log_y: Tensor, ro
           reg: Tensor, total: Tensor, items: Tensor | None) -> None:
     """`Backend.schur` of a cost with entries."""
     (count, n), m = log_x.shape, log_y.shape[1]
-    tile = backend.table.sweep_tile(m, cost.dtype == torch.float64)
+    tile = backend.table.schur_tile(m, cost.dtype == torch.float64)
     if tile is None:
         through = _through(backend, cost, log_x, log_y, vector, reg, items)
         _back(backend, cost, log_x, log_y, (through / row_diagonal)[:, None], reg, total[:, None], items)

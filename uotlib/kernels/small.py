@@ -26,7 +26,7 @@ from .penalty import (
     side_gap,
     side_violation,
 )
-from .update import raise_columns, sweep_rows
+from .update import column_terms, raise_columns, row_terms
 
 # As in uotlib.backends.base, uotlib.solver and uotlib.operators.
 WEAK_COLUMN = tl.constexpr(1e-25)
@@ -83,9 +83,9 @@ def sweep(tile, log_a, eps, damping, log_v, shift, row_lse, points, stride_n, n,
         offset = tl.load(log_a + rows, mask=rows < n, other=NEG_INF)
         if ENTROPY:
             offset *= damping
-        lse, part = sweep_rows(c, scale_high, scale_low, exponent, mantissa, offset, damping, shift)
+        lse, p, anchor = row_terms(c, scale_high, scale_low, exponent, mantissa)
         tl.store(row_lse + rows, lse, mask=rows < n)
-        total += part.to(tl.float64)
+        total += column_terms(lse, p, anchor, offset, damping, shift).to(tl.float64)
     _, mantissa = split_exponent(log_v, tl.float64)
     return total * mantissa
 

@@ -19,7 +19,7 @@ from .numerics import (
     split_exponent,
     split_scale,
 )
-from .update import sweep_rows
+from .update import column_terms, row_terms
 
 
 @triton.jit(do_not_specialize=["stride_b", "stride_n", "n", "m", "slabs", "slab_rows"])
@@ -63,9 +63,9 @@ def sweep_kernel(cost, items, log_v, offset, damping, reg, shift, row_lse, parti
             c = tl.reshape(c, (ROWS, COLS))
         c = c.to(dtype)
         offset_i = tl.load(offset + b * n + rows, mask=alive, other=float("-inf"))
-        lse, part = sweep_rows(c, scale_high, scale_low, exponent, mantissa, offset_i, damping_b, shift_b)
+        lse, p, anchor = row_terms(c, scale_high, scale_low, exponent, mantissa)
         tl.store(row_lse + b * n + rows, lse, mask=alive)
-        column_sum += part
+        column_sum += column_terms(lse, p, anchor, offset_i, damping_b, shift_b)
 
     tl.store(partial + program.to(tl.int64) * m + cols, column_sum, mask=inside)
 

@@ -74,6 +74,11 @@ def _small_float64() -> tuple[Tile, ...]:
     )
 
 
+def _schur_float32() -> tuple[Tile, ...]:
+    # Loads of 4 bytes spill where 4096 columns are 8 warps'.
+    return tuple(Tile(2, 4096, warps=16, per_sm=1) if tile.cols == 4096 else tile for tile in _sweep_float32())
+
+
 def _eliminate_float32() -> tuple[Tile, ...]:
     # Six vectors of columns in registers where the sweep has three.
     return (
@@ -104,6 +109,8 @@ class TileTable:
     sweep: tuple[Tile, ...] = field(default_factory=_sweep_float32)
     sweep_float64: tuple[Tile, ...] = field(default_factory=_sweep_float64)
     #: The same with three column sums.
+    schur: tuple[Tile, ...] = field(default_factory=_schur_float32)
+    schur_float64: tuple[Tile, ...] = field(default_factory=_sweep_float64)
     eliminate: tuple[Tile, ...] = field(default_factory=_eliminate_float32)
     eliminate_float64: tuple[Tile, ...] = field(default_factory=_eliminate_float64)
     #: Row log-sum-exp: eight rows share one load of log_v, which at 8 bytes an entry is twice a row of the cost.
@@ -154,6 +161,10 @@ class TileTable:
     def small_tile(self, points: int, double: bool) -> Tile | None:
         """The tile for whole solves of up to ``points`` a side, or None if none is wide enough."""
         return _narrowest(self.small_float64 if double else self.small, points)
+
+    def schur_tile(self, m: int, double: bool) -> Tile | None:
+        """The same for a product of the adjoint."""
+        return _narrowest(self.schur_float64 if double else self.schur, m)
 
     def eliminate_tile(self, m: int, double: bool) -> Tile | None:
         """The same for the pass with three column sums."""

@@ -19,15 +19,20 @@ from .numerics import (
 
 
 @triton.jit
-def sweep_rows(c, scale_high, scale_low, exponent, mantissa, offset, damping, shift):
-    """Log-sum-exps of whole rows, and what the new plan's rows add to the columns, but for the mantissa of v."""
+def row_terms(c, scale_high, scale_low, exponent, mantissa):
+    """Log-sum-exps of whole rows; and the terms p of these, but for the mantissa of v, in units of 2^anchor."""
     anchor = finite_anchor(tl.max(tl.fma(c, scale_high, exponent[None, :]), axis=1))
     p = anchored_times_two_to(c, scale_high, scale_low, exponent[None, :] - anchor[:, None])
-    lse = natural_log(anchor, tl.sum(p * mantissa[None, :], axis=1))
+    return natural_log(anchor, tl.sum(p * mantissa[None, :], axis=1)), p, anchor
+
+
+@triton.jit
+def column_terms(lse, p, anchor, offset, damping, shift):
+    """What the new plan's rows add to the columns, but for the mantissa of v."""
     log_u = half_step(offset, damping, lse) - shift
-    weight = tl.exp2((log_u * LOG2E + anchor.to(tl.float64)).to(c.dtype))
+    weight = tl.exp2((log_u * LOG2E + anchor.to(tl.float64)).to(p.dtype))
     weight = tl.minimum(weight, LARGEST, propagate_nan=tl.PropagateNan.ALL)
-    return lse, tl.sum(p * weight[:, None], axis=0)
+    return tl.sum(p * weight[:, None], axis=0)
 
 
 @triton.jit
