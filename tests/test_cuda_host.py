@@ -244,6 +244,7 @@ def test_a_nan_is_never_certified(harness):
     assert bool(got.pair.f.isnan().any())
 
 
+@pytest.mark.slow
 def test_passes_of_the_largest_size(harness):
     """4096 x 4096 as 132 blocks with 12 resident rows each would cut it."""
     draw = torch.Generator().manual_seed(2)
@@ -271,6 +272,7 @@ for n, m, blocks, room, method in ((1, 1, 1, 0, "auto"), (33, 129, 5, 9000, "aut
 """
 
 
+@pytest.mark.slow
 def test_memory_and_arithmetic_are_clean(tmp_path):
     """Under the sanitizers of addresses and undefined behaviour; workspace and shared memory have their exact size."""
     # Before everything else: the sanitizer, and the C++ library whose exceptions it passes on.

@@ -105,7 +105,7 @@ def _skip_configurations(tile: Tile, storage: str) -> Iterator[Configuration]:
     """The sweep that leaves parts out, and what decides on them."""
     segment, segments = ("SEGMENT", SEGMENT), ("SEGMENTS", tile.cols // SEGMENT)
     narrow = Tile(tile.rows, tile.cols, warps=1)
-    yield Configuration("sweep_kernel", tile, storage, True, ("skip",), (segment,))
+    yield Configuration("sweep_kernel", tile.spread, storage, True, ("skip",), (segment,))
     yield Configuration("block_min_kernel", tile, storage, True, (), (segment,))
     yield Configuration("bound_columns_kernel", narrow, storage, True, (), (segment, segments))
     yield Configuration("skip_kernel", narrow, storage, True, ("items", "skip"), (segments,))

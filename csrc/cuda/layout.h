@@ -16,7 +16,7 @@ constexpr int kUnit = 64;
 
 // Columns of a thread, in groups of 4, and rows that share a reduction.
 UOT_HD constexpr int chunks_of(int m) { return m <= 4 * kThreads ? 1 : m <= 8 * kThreads ? 2 : 4; }
-UOT_HD constexpr int rows_together(int chunks) { return 4 / chunks; }
+UOT_HD constexpr int rows_together(int chunks) { return chunks == 4 ? 1 : 4; }
 
 UOT_HD int ceil_div(int a, int b) { return a / b + (a % b > 0); }
 UOT_HD int least_of(int a, int b) { return a < b ? a : b; }

@@ -67,6 +67,17 @@ UOT_CODE Split split_exponent(double x) {
   return {float(whole), exp2_of(float(power - whole))};
 }
 
+// log2 of a number in [1, 2), to 2^-22.
+UOT_CODE float log2_of_mantissa(float x) {
+#ifdef __CUDACC__
+  float y;
+  asm("lg2.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#else
+  return std::log2(x);
+#endif
+}
+
 // log2 of a positive normal number, as a whole number and the logarithm of what is left, in [0, 1).
 struct Log2 {
   float whole, rest;
@@ -78,7 +89,7 @@ UOT_CODE Log2 log2_of(float x) {
   const uint32_t mantissa_bits = (bits & 0x7fffffu) | 0x3f800000u;
   float mantissa;
   memcpy(&mantissa, &mantissa_bits, sizeof mantissa);
-  return {float(int(bits >> 23) - 127), log2f(mantissa)};
+  return {float(int(bits >> 23) - 127), log2_of_mantissa(mantissa)};
 }
 
 // log(total 2^anchor); -inf where total is 0, NaN where it is NaN.

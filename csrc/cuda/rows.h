@@ -14,34 +14,33 @@ template <int C, int R, bool W> struct RowThread {
   float row[4 * C];                                    // a row that is done again
   float part[R], scale[R], peak;
   int column;         // its first column
-  const float* from;  // its first entry of the next row that is not resident
+  const float* from;  // the next row that is not resident
 };
 
 // Column 4 t + c kStep + k is thread t's entry 4 c + k.
 constexpr int kStep = 4 * kThreads;
 UOT_CODE int column_of(int t, int c) { return 4 * t + c * kStep; }
 
-// A thread's entries of a row of the cost, from its first one on; +inf for columns behind the last.  W: 16 bytes at a
-// time, which takes rows that lie so and have a multiple of 4 entries.
-template <int C, bool W> UOT_CODE void load_cost(const float* from, int column, int m, float* out) {
+// Where a thread's entries lie in a row, four by four.  Behind the last column it reads the first ones again: their
+// scalings are 0 there.
+UOT_CODE int place_of(int column, int c, int m) { return column + c * kStep < m ? column + c * kStep : 0; }
+
+// A thread's entries of a row of the cost.  W: 16 bytes at a time, which takes rows that lie so and have a multiple of 4
+// entries; else +inf behind the last.
+template <int C, bool W> UOT_CODE void load_cost(const float* row, int column, int m, float* out) {
   UOT_UNROLL
   for (int c = 0; c < C; ++c) {
-    const int j = column + c * kStep;
-    float* const four = out + 4 * c;
-    four[0] = four[1] = four[2] = four[3] = -kNegInf;
+    const int at = place_of(column, c, m);
     if constexpr (W) {
 #ifdef __CUDACC__
-      if (j < m) {
-        const float4 loaded = __ldcg(reinterpret_cast<const float4*>(from + c * kStep));
-        four[0] = loaded.x, four[1] = loaded.y, four[2] = loaded.z, four[3] = loaded.w;
-      }
+      const float4 loaded = __ldcg(reinterpret_cast<const float4*>(row + at));
+      out[4 * c] = loaded.x, out[4 * c + 1] = loaded.y, out[4 * c + 2] = loaded.z, out[4 * c + 3] = loaded.w;
 #else
-      if (j < m) memcpy(four, from + c * kStep, 4 * sizeof(float));
+      memcpy(out + 4 * c, row + at, 4 * sizeof(float));
 #endif
     } else {
       UOT_UNROLL
-      for (int k = 0; k < 4; ++k)
-        if (j + k < m) four[k] = from[c * kStep + k];
+      for (int k = 0; k < 4; ++k) out[4 * c + k] = at + k < m ? row[at + k] : -kNegInf;
     }
   }
 }
@@ -105,13 +104,9 @@ UOT_CODE float row_scale(float whole, float fraction, float damping, float total
 }
 
 // The same from a row in shared memory.
-template <int C> UOT_CODE void load_held(const float* row, int column, int pitch, float* out) {
+template <int C> UOT_CODE void load_held(const float* row, int column, int m, float* out) {
   UOT_UNROLL
-  for (int c = 0; c < C; ++c) {
-    float* const four = out + 4 * c;
-    four[0] = four[1] = four[2] = four[3] = -kNegInf;
-    if (column + c * kStep < pitch) load_four(row + column + c * kStep, four);
-  }
+  for (int c = 0; c < C; ++c) load_four(row + place_of(column, c, m), out + 4 * c);
 }
 
 // A row whose expected anchor was wrong, by its maximum; adds it to the columns.
@@ -119,8 +114,8 @@ template <int C, bool W, class Block, class States>
 UOT_CODE void exact_row(Block& block, const Work& work, States& states, Scale scale, int i, int at) {
   Shared& shared = block.shared();
   const RowView row(work, shared.track, i);
-  block.alone(states, [&](int t, auto& s) {
-    load_cost<C, W>(work.row(i) + column_of(t, 0), column_of(t, 0), work.task.cut.m, s.row);
+  block.alone(states, [&](int, auto& s) {
+    load_cost<C, W>(work.row(i), s.column, work.task.cut.m, s.row);
     s.peak = kNegInf;
     UOT_UNROLL
     for (int e = 0; e < 4 * C; ++e) s.peak = fmaxf(s.peak, fmaf(s.row[e], scale.high, s.exponent[e]));
@@ -216,6 +211,15 @@ UOT_CODE void finish_rows(Block& block, const Work& work, int first, int width, 
   tally_unit(block, width, 0, ws.row_tally + unit, work.task.cut.row_units);
 }
 
+// The rows of a block.
+template <class Block> UOT_CODE int row_begin(Block& block) {
+  return block.index() * block.shared().work.task.cut.block_rows;
+}
+template <class Block> UOT_CODE int row_end(Block& block) {
+  const Layout& cut = block.shared().work.task.cut;
+  return least_of(cut.n, row_begin(block) + cut.block_rows);
+}
+
 // Phase A of a pass.
 template <int C, int R, bool W, class Block>
 UOT_CODE void sweep_rows(Block block) {
@@ -225,34 +229,37 @@ UOT_CODE void sweep_rows(Block block) {
   block.each([&](int t) {
     if (t == 0) ++shared.work.pass;
   });
-  const int pass = work.pass;
   const Track& track = shared.track;
   const Layout& cut = work.task.cut;
   const Workspace& ws = work.task.ws;
-  const int begin = block.index() * cut.block_rows, end = least_of(cut.n, begin + cut.block_rows);
-  if (begin >= end) return;
+  const int begin = row_begin(block);
+  if (begin >= cut.n) return;
   const Scale scale = split_scale(track.eps);
   const float damping = float(track.rows.damping);
   typename Block::template Threads<RowThread<C, R, W>> states(block);
   const int m = cut.m, pitch = cut.pitch, resident_end = begin + cut.resident_rows;
   const int64_t stride = work.task.row_stride;
+  // Behind the last row it is read again, for nothing.
   const auto load_group = [&](int first, int stop, auto& s, float (*out)[4 * C]) {
     UOT_UNROLL
     for (int r = 0; r < R; ++r) {
-      load_cost<C, W>(s.from, s.column, first + r < stop ? m : 0, out[r]);
-      s.from += first + r < stop ? stride : 0;
+      load_cost<C, W>(s.from, s.column, m, out[r]);
+      s.from += first + r + 1 < stop ? stride : 0;
     }
   };
 
-  for (int span = begin; span < end; span += kUnit) {
-    const int stop = least_of(end, span + kUnit);
+  // What is needed behind the loop over groups is read anew there: no register holds it meanwhile.
+  for (int span = begin; span < row_end(block); span = shared.first + kUnit) {
+    const int stop = least_of(row_end(block), span + kUnit);
     const int resident = resident_end < span ? span : least_of(stop, resident_end);
+    block.each([](int) {});  // all threads know the span
     block.each([&](int t) {
       if (t >= kUnit) return;
+      if (t == 0) shared.first = span;
       shared.anchor[t] = 0.0f;
       if (t >= stop - span) return;
       const RowView row(work, track, span + t);
-      shared.anchor[t] = expected_anchor(work, track, row, span + t, pass);
+      shared.anchor[t] = expected_anchor(work, track, row, span + t, work.pass);
       const Split base = scale_base(track, row, shared.anchor[t]);
       shared.whole[t] = base.exponent;
       shared.fraction[t] = base.mantissa;
@@ -273,7 +280,7 @@ UOT_CODE void sweep_rows(Block block) {
     int held = span, streamed = resident;
     block.alone(states, [&](int t, auto& s) {
       s.column = column_of(t, 0);
-      s.from = work.row(streamed) + s.column;
+      s.from = work.row(least_of(streamed, stop - 1));
       if constexpr (kAhead<C, W>) load_group(streamed, stop, s, s.next);
     });
     for (bool turn = true; held < resident || streamed < stop; turn = !turn) {
@@ -282,8 +289,7 @@ UOT_CODE void sweep_rows(Block block) {
         if (from_shared) {
           UOT_UNROLL
           for (int r = 0; r < R; ++r)
-            load_held<C>(block.rows() + (held + r - begin) * pitch, s.column, held + r < resident ? pitch : 0,
-                         s.now[r]);
+            load_held<C>(block.rows() + (least_of(held + r, resident - 1) - begin) * pitch, s.column, m, s.now[r]);
         } else if constexpr (kAhead<C, W>) {
           UOT_UNROLL
           for (int r = 0; r < R; ++r) {
@@ -300,15 +306,16 @@ UOT_CODE void sweep_rows(Block block) {
       (from_shared ? held : streamed) += R;
     }
     block.each([&](int) {});  // all sums of rows are there
-    for (int at = 0; at < stop - span; ++at)
-      if (shared.sum[at] < 0.0f) exact_row<C, W>(block, work, states, scale, span + at, at);
+    const int width = least_of(row_end(block) - shared.first, kUnit);
+    for (int at = 0; at < width; ++at)
+      if (shared.sum[at] < 0.0f) exact_row<C, W>(block, work, states, scale, shared.first + at, at);
     block.each([&](int) {});
     block.alone(states, [&](int t, auto& s) {
       UOT_UNROLL
       for (int c = 0; c < C; ++c) {
-        if (column_of(t, c) >= pitch) continue;
-        float* const out = ws.partial + block.index() * pitch + column_of(t, c);
-        if (span > begin) {
+        if (column_of(t, c) >= cut.pitch) continue;
+        float* const out = ws.partial + block.index() * cut.pitch + column_of(t, c);
+        if (shared.first > row_begin(block)) {
           float before[4];
           load_four(out, before);
           for (int k = 0; k < 4; ++k) s.sum[4 * c + k] += before[k];
@@ -316,8 +323,8 @@ UOT_CODE void sweep_rows(Block block) {
         store_four(s.sum + 4 * c, out);
       }
     });
-    finish_rows(block, work, span, stop - span, pass, wants_pair(work, track, pass),
-                block.index() * cut.units_per_block + (span - begin) / kUnit);
+    finish_rows(block, work, shared.first, width, work.pass, wants_pair(work, track, work.pass),
+                block.index() * cut.units_per_block + (shared.first - row_begin(block)) / kUnit);
   }
 }
 

@@ -74,6 +74,7 @@ struct Shared {
   Track track;
   Totals totals;
   // The unit of rows at hand.
+  int first;  // its first row
   float anchor[kUnit], whole[kUnit], fraction[kUnit], sum[kUnit];
   // What threads hand to each other: row sums of warps; doubles of warps; one number.
   float row_part[2][4][kWarps];

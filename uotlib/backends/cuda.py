@@ -48,7 +48,7 @@ class CudaBackend(TritonBackend):
             BackendUnavailable: for what the kernel does not take, though its device could run it.
         """
         batch, (_, n, m) = problem.batch, cost.shape
-        reason = _refusal(n, m, tol, options)
+        reason = _refusal(n, m, max_iter, tol, options)
         if reason is not None:
             raise BackendUnavailable(reason)
         assert extension is not None  # why_not has said so
@@ -72,14 +72,15 @@ class CudaBackend(TritonBackend):
         return StoredOutcome(answers, batch, n, m)
 
 
-def _refusal(n: int, m: int, tol: float | None, options: SolverOptions) -> str | None:
+def _refusal(n: int, m: int, max_iter: int, tol: float | None, options: SolverOptions) -> str | None:
     """What of a problem and its options the kernel does not take, in a sentence."""
     if extension is None:
         return missing
     if m > extension.RESIDENT_COLUMNS:
         return f"the cuda backend takes costs of up to {extension.RESIDENT_COLUMNS} columns, got {m}"
-    if n >= 1 << 31:
-        return f"the cuda backend takes costs of fewer than 2^31 rows, got {n}"
+    for what, value in (("costs of fewer than 2^30 rows", n), ("max_iter below 2^30", max_iter)):
+        if value >= 1 << 30:
+            return f"the cuda backend takes {what}, got {value}"
     for name, most in (("anderson_depth", extension.RESIDENT_DEPTH), ("anneal_order", extension.RESIDENT_ORDER)):
         if getattr(options, name) > most:
             return f"the cuda backend takes SolverOptions.{name} up to {most}, got {getattr(options, name)}"

@@ -112,6 +112,7 @@ class TritonBackend(Backend):
         lse = log_v.new_empty((count, n))
         skip = None
         if table is not None and last is not None:
+            tile = tile.spread
             slabs, slab_rows = self._slabs(cost, count, n, tile, 1, triton_skip.WORD * tile.rows)
             skip = triton_skip.words(self, table, log_v, offset, damping, reg, last, slabs, slab_rows, tile, items)
         else:

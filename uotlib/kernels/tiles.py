@@ -31,6 +31,13 @@ class Tile:
         """Registers a thread may take so that ``per_sm`` programs fit a multiprocessor (NVIDIA: 65536, at most 255)."""
         return min(255, 65536 // (32 * self.warps * self.per_sm))
 
+    @property
+    def spread(self) -> Tile:
+        """The same by twice the warps, as many to a multiprocessor: each thread has half as much to keep."""
+        if self.per_sm == 1:
+            return self
+        return Tile(self.rows, self.cols, 2 * self.warps, self.stages, self.per_sm // 2)
+
 
 def _sweep_float32() -> tuple[Tile, ...]:
     return (
@@ -74,9 +81,9 @@ def _small_float64() -> tuple[Tile, ...]:
     )
 
 
-def _schur_float32() -> tuple[Tile, ...]:
-    # Loads of 4 bytes spill where 4096 columns are 8 warps'.
-    return tuple(Tile(2, 4096, warps=16, per_sm=1) if tile.cols == 4096 else tile for tile in _sweep_float32())
+def _schur(sweep: tuple[Tile, ...]) -> tuple[Tile, ...]:
+    # Spilled, without the spread, are loads of 4 bytes at 4096 columns and float64 at 2048.
+    return tuple(tile.spread if tile.cols >= 2048 else tile for tile in sweep)
 
 
 def _eliminate_float32() -> tuple[Tile, ...]:
@@ -109,8 +116,8 @@ class TileTable:
     sweep: tuple[Tile, ...] = field(default_factory=_sweep_float32)
     sweep_float64: tuple[Tile, ...] = field(default_factory=_sweep_float64)
     #: The same with three column sums.
-    schur: tuple[Tile, ...] = field(default_factory=_schur_float32)
-    schur_float64: tuple[Tile, ...] = field(default_factory=_sweep_float64)
+    schur: tuple[Tile, ...] = field(default_factory=lambda: _schur(_sweep_float32()))
+    schur_float64: tuple[Tile, ...] = field(default_factory=lambda: _schur(_sweep_float64()))
     eliminate: tuple[Tile, ...] = field(default_factory=_eliminate_float32)
     eliminate_float64: tuple[Tile, ...] = field(default_factory=_eliminate_float64)
     #: Row log-sum-exp: eight rows share one load of log_v, which at 8 bytes an entry is twice a row of the cost.
@@ -133,7 +140,7 @@ class TileTable:
     weigh_float64: Tile = Tile(32, 32, warps=8, stages=2)
     #: W with products of tiles, whose operands stay in registers, split in two for tensor cores.
     product: Tile = Tile(32, 32, warps=4, stages=2)
-    product_float64: Tile = Tile(32, 32, warps=4, stages=2)
+    product_float64: Tile = Tile(32, 32, warps=8, stages=2)
     #: Merging the slabs' partial columns: rows are slabs, cols are columns.  Narrow, to give every SM some columns.
     merge: Tile = Tile(32, 32, warps=4, stages=1)
     #: Whole solves: a problem of at most ``cols`` points a side in one program.  Few rows a tile: the state of the
