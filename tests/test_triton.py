@@ -36,6 +36,8 @@ needs_gpu = pytest.mark.skipif(not ON_GPU, reason="needs a GPU")
 SMALL = TileTable(
     sweep=(Tile(2, 16, 1, per_sm=1), Tile(2, 256, 1, per_sm=1)),
     sweep_float64=(Tile(2, 16, 1, per_sm=1), Tile(2, 256, 1, per_sm=1)),
+    schur=(Tile(2, 16, 1, per_sm=1), Tile(2, 256, 1, per_sm=1)),
+    schur_float64=(Tile(2, 16, 1, per_sm=1), Tile(2, 256, 1, per_sm=1)),
     eliminate=(Tile(2, 16, 1, per_sm=1), Tile(2, 256, 1, per_sm=1)),
     eliminate_float64=(Tile(2, 16, 1, per_sm=1), Tile(2, 256, 1, per_sm=1)), weigh=Tile(4, 16, 1, per_sm=1),
     weigh_float64=Tile(4, 16, 1), product=Tile(16, 16, 1, per_sm=1), product_float64=Tile(16, 16, 1),
@@ -43,8 +45,8 @@ SMALL = TileTable(
     column_float64=Tile(4, 32, 1, per_sm=1), panel=Tile(4, 32, 1), panel_float64=Tile(4, 32, 1), merge=Tile(2, 16, 1),
     slab_rows=16)
 #: No row fits on chip, so the sweep reads the cost twice.
-WIDE = TileTable(sweep=(), sweep_float64=(), eliminate=(), eliminate_float64=(), through=Tile(4, 32, 1),
-                 through_float64=Tile(4, 32, 1), back=Tile(4, 32, 1, per_sm=1),
+WIDE = TileTable(sweep=(), sweep_float64=(), schur=(), schur_float64=(), eliminate=(), eliminate_float64=(),
+                 through=Tile(4, 32, 1), through_float64=Tile(4, 32, 1), back=Tile(4, 32, 1, per_sm=1),
                  back_float64=Tile(4, 32, 1, per_sm=1), row=Tile(4, 32, 1), row_float64=Tile(4, 32, 1),
                  column=Tile(4, 32, 1, per_sm=1), column_float64=Tile(4, 32, 1, per_sm=1))
 TABLES = {"default": TileTable(), "small": SMALL, "wide": WIDE}

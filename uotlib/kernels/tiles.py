@@ -140,7 +140,7 @@ class TileTable:
     weigh_float64: Tile = Tile(32, 32, warps=8, stages=2)
     #: W with products of tiles, whose operands stay in registers, split in two for tensor cores.
     product: Tile = Tile(32, 32, warps=4, stages=2)
-    product_float64: Tile = Tile(32, 32, warps=8, stages=2)
+    product_float64: Tile = Tile(32, 16, warps=4, stages=2)
     #: Merging the slabs' partial columns: rows are slabs, cols are columns.  Narrow, to give every SM some columns.
     merge: Tile = Tile(32, 32, warps=4, stages=1)
     #: Whole solves: a problem of at most ``cols`` points a side in one program.  Few rows a tile: the state of the
