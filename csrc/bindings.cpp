@@ -116,7 +116,7 @@ void weigh(const Cost& cost, Address log_u, Address log_v, Address left, Address
   job.plan = reinterpret_cast<void*>(out);
   job.plan_batch_stride = batch_stride;
   job.plan_row_stride = row_stride;
-  job.plan_added = add;
+  job.plan_added = add && job.plan;
   job.plan_scale = vector(scale);
   job.factor = reinterpret_cast<const void*>(std::get<0>(factor));
   job.product = reinterpret_cast<void*>(std::get<0>(product));

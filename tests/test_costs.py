@@ -13,6 +13,8 @@ from torch.autograd import gradcheck
 
 import uotlib
 from uotlib import CosineCost, Cost, DotCost, SolverOptions, SqEuclideanCost, unbalanced_sinkhorn
+from uotlib.backends import BACKENDS
+from uotlib.operators import cost_matrix
 
 TINY = SolverOptions(block_bytes=4096)
 FORMULAS = {
@@ -85,6 +87,45 @@ def test_automatic_precision_keeps_the_error_below_a_hundredth_of_eps(kind, reg)
     error = float((matrix(kind(x, z), torch.float32, reg).double() - exact).abs().max())
     # Cosines are of normalised features, whose rounding to float32 the cost's definition does not see.
     assert error <= 0.01 * reg + 4 * 2.0**-24 * float(exact.abs().max())
+
+
+def test_long_features_keep_the_error_below_a_hundredth_of_eps():
+    """Sums of 1024 terms of one sign, made by a backend: the pieces that they are added in bound their error."""
+    x, z = (torch.rand(points, 1024, generator=torch.Generator().manual_seed(points)) for points in (50, 40))
+    exact = FORMULAS[CosineCost](x.double(), z.double())
+    cost = CosineCost(x, z)
+    prepared = cost.prepare(torch.float32, 1e-3)
+    matrix = cost_matrix(cost, prepared, 50, 40, torch.float32, BACKENDS["native"], 1 << 20, torch.float32)[0]
+    assert float((matrix.double() - exact).abs().max()) <= 1e-6
+
+
+class RootCost(SqEuclideanCost):
+    """|x - z| smoothed: a block of its own."""
+
+    bilinear = False
+
+    def block(self, prepared, rows, dtype):
+        return (1 + super().block(prepared, rows, dtype)).sqrt()
+
+
+def test_a_block_of_its_own_is_used():
+    x, z = features((6, 3), (5, 3))
+    values = [unbalanced_sinkhorn(cost, reg=0.2, reg_m=1.0, tol=1e-10).value for cost in (
+        RootCost(x, z, materialize=True), RootCost(x, z, materialize=False),
+        (1 + FORMULAS[SqEuclideanCost](x, z)).sqrt())]
+    assert_close(values[0], values[2], 1e-9)
+    assert_close(values[1], values[2], 1e-9)
+
+
+@pytest.mark.parametrize("length", [1e-14, 1.0, 1e17])
+def test_gradient_of_cosines_of_any_length(length):
+    x, z = (part.float() for part in features((6, 3), (5, 3)))
+    gradients = []
+    for kind, by in ((torch.float32, length), (torch.float64, 1.0)):
+        given = (x.to(kind) * by).requires_grad_()
+        unbalanced_sinkhorn(CosineCost(given, z.to(kind)), reg=0.2, reg_m=1.0).value.backward()
+        gradients.append(given.grad.double() * by)
+    torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-4 * float(gradients[1].abs().max()))
 
 
 def test_precision_can_be_forced():

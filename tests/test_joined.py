@@ -34,8 +34,7 @@ def test_first_or_not(name, reg_type, kind, backend):
     case.a[..., 2], case.b[..., 3] = 0.0, 0.0
     inner, outer = (n, m) if name.endswith("_t") else (m, n)
     columns = 40 if kind == "wide" else 3
-    v, weight = leaf(torch.randn(*batch, inner, columns, dtype=torch.float64)), torch.randn(
-        *batch, outer, columns, dtype=torch.float64)
+    v, weight = (torch.randn(*batch, points, columns, dtype=torch.float64) for points in (inner, outer))
     a, b = leaf(case.a), leaf(case.b)
     if kind in ("dense", "wide", "shared"):
         of_cost = [leaf(case.cost[0] if kind == "shared" else case.cost)]
@@ -44,7 +43,7 @@ def test_first_or_not(name, reg_type, kind, backend):
         of_cost = [leaf(features(n, 4)), leaf(features(m, 4, seed=1))]
         cost = CosineCost(*of_cost) if kind == "features" else SqEuclideanCost(*of_cost, materialize=False)
     given = {"a": a, "b": b, "reg": 0.2, "reg_m": (0.6, 1.4), "reg_type": reg_type, "backend": backend}
-    leaves = [*of_cost, a, b, v]
+    leaves = [*of_cost, a, b]
     one, two = (gradients(name, first, cost, leaves, v, weight, **given) for first in (True, False))
     for joined, apart in zip(one, two, strict=True):
         assert float(apart.abs().max()) > 0
@@ -73,3 +72,27 @@ def test_marginals_of_very_different_size():
         (solution.barycentric(v) * weight).sum().backward()
         answers.append(cost.grad.double())
     torch.testing.assert_close(*answers, rtol=0, atol=1e-4 * float(answers[1].abs().max()))
+
+
+def test_what_is_applied_has_a_life_of_its_own():
+    """The potentials, which every later output is made of, depend on nothing that a product was asked for with."""
+    cost = leaf(draw(6, 7, seed=7).cost)
+    fresh = uotlib.unbalanced_sinkhorn(cost, reg=0.2, reg_m=0.7, **SETTINGS)
+    expected = torch.autograd.grad(fresh.f.sum(), cost)[0]
+
+    solution = uotlib.unbalanced_sinkhorn(cost, reg=0.2, reg_m=0.7, **SETTINGS)
+    rows = torch.func.vmap(solution.apply)(features(3, 7, 2))
+    assert rows.shape == (3, 6, 2)
+    assert_close(torch.autograd.grad(solution.f.sum(), cost)[0], expected, 1e-9)
+
+    solution, v = uotlib.unbalanced_sinkhorn(cost, reg=0.2, reg_m=0.7, **SETTINGS), leaf(features(7, 2))
+    solution.apply(v)
+    with torch.no_grad():
+        v.mul_(2)
+    (found,) = torch.autograd.grad(solution.f.sum(), cost)
+    assert_close(found, expected, 1e-9)
+    assert v.grad is None
+
+    solution = uotlib.unbalanced_sinkhorn(cost, reg=0.2, reg_m=0.7, **SETTINGS)
+    solution.apply(torch.full((7, 1), torch.inf, dtype=torch.float64))
+    assert_close(torch.autograd.grad(solution.f.sum(), cost)[0], expected, 1e-9)

@@ -91,6 +91,16 @@ def test_entries_alone_and_added(backend, rank):
         assert bool(((out - times * weight).abs() <= 1e-13 * (size + 1)).all())
 
 
+@pytest.mark.parametrize("backend", [*OWN_PASSES, "reference"])
+def test_no_factors_are_none(backend):
+    """A sum of no terms is 0, where no factors at all mean the plan itself."""
+    cost, log_u, log_v, reg, left, right = drawn(9, 20, 2, torch.float32)
+    rows, cols, out = torch.full((1, 9), torch.nan).double(), torch.zeros(1, 20).double(), torch.full_like(cost, 2.0)
+    BACKENDS[backend].weigh(cost, log_u, log_v, reg, left[..., :0], right[..., :0], rows, cols, out=out)
+    for found in (rows, cols, out):
+        assert bool((found == 0).all())
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("shape", [(1, 1, 1), (7, 41, 2), (33, 1030, 66), (130, 17, 130), (5, 6, 0)])
 @pytest.mark.parametrize("backend", ["native", "reference"])

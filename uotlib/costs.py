@@ -275,11 +275,14 @@ class InnerProductCost(Cost):
         Raises:
             ValueError: if ``precision`` names something else.
         """
+        if type(self).block is not InnerProductCost.block:
+            return "float64" if prepared[0].dtype == torch.float64 else "float32"
         x, z = (part.detach()[..., :-2] for part in prepared)
         allowed = (*offered, "float64") if offered and x.dtype == torch.float32 else ("float32", "float64")
         if self.precision is not None and self.precision not in allowed:
-            raise ValueError(f"{type(self).__name__}: precision={self.precision!r} is of float32 features that a "
-                             f"backend streams; here it must be None, {' or '.join(map(repr, allowed))}")
+            raise ValueError(f"{type(self).__name__}: precision={self.precision!r} is for float32 features that a "
+                             "backend streams on tensor cores (materialize=False, on a GPU); here it must be None, "
+                             f"{' or '.join(map(repr, allowed))}")
         if x.dtype == torch.float64:
             return "float64"
         if self.precision is not None or not offered:
@@ -370,7 +373,8 @@ class _UnitVectors(torch.autograd.Function):
             return torch.autograd.grad(features * _inverse_lengths(features), features, grad, create_graph=True)[0]
         with full_precision_matmul(grad.device):
             along = torch.matmul(grad[..., None, :], features[..., None])[..., 0]
-        return (grad * inverse).addcmul_(features, along * inverse**3, value=-1)
+        cubed = along * inverse * inverse * inverse  # in this order within range
+        return (grad * inverse).addcmul_(features, cubed, value=-1)
 
 
 @contextlib.contextmanager

@@ -33,7 +33,8 @@ def cost_matrix(cost: Cost, prepared: tuple[Tensor, ...], n: int, m: int, dtype:
     limit = block_bytes if backend.asynchronous else min(block_bytes, PANEL_BYTES)
     step = max(1, limit // max(1, count * m * 16))
     blocks = [slice(start, start + step) for start in range(0, n, step)]
-    if isinstance(cost, InnerProductCost) and prepared[0].dtype == dtype == kept:
+    plain = isinstance(cost, InnerProductCost) and type(cost).block is InnerProductCost.block
+    if plain and isinstance(cost, InnerProductCost) and prepared[0].dtype == dtype == kept:
         x, z = prepared[0], prepared[1].mT.contiguous()
         for rows in blocks:
             backend.product(x[:, rows], z, matrix[:, rows])
@@ -98,6 +99,11 @@ class GibbsKernel:
         if self.matrix is not None or not self.cost.bilinear:
             return None
         return self.backend.features(self.prepared, self.dtype, self.precision)
+
+    @property
+    def may_have_gaps(self) -> bool:
+        """Whether `look_for_gaps` is worth asking for, by the cost's shape."""
+        return self.matrix is not None and self.backend.may_skip(self.matrix)
 
     def look_for_gaps(self) -> None:
         """Let sweeps leave out parts of the cost that cannot matter, where the backend does; reads the cost once."""

@@ -8,13 +8,14 @@ import copy
 import torch
 from torch import Tensor
 
+from .gradients.solved import COST
 from .gradients.unrolled import unrolled_potentials, unrolled_value
 from .gradients.value import primal_value
 from .outcome import Outcome
 from .primitives import State
 from .problem import Problem
 from .settings import Settings
-from .tracing import differentiated, lazy
+from .tracing import differentiated, lazy, transformed
 
 
 class Solution:
@@ -65,8 +66,13 @@ class Solution:
     def converged(self) -> Tensor:
         return self._outcome.converged.reshape(self._problem.batch_shape).clone()
 
+    def __copy__(self) -> Solution:
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__)
+        return other
+
     def __getstate__(self) -> dict[str, object]:
-        """Copies have tensors of their own, of other versions."""
+        """Deep copies have tensors of their own, of other versions."""
         return self.__dict__ | {"_versions": None}
 
     def __repr__(self) -> str:
@@ -209,12 +215,21 @@ class Solution:
     @property
     def _constants(self) -> list[Tensor]:
         """What outputs are functions of, detached: a, b, reg, tau_a, tau_b, f, g and the cost's tensors."""
-        return [tensor.detach() for tensor in self._inputs_with(self._pair.f, self._pair.g)]
+        prepared = self._prepared
+        found = [tensor.detach() for tensor in self._inputs_with(self._pair.f, self._pair.g)]
+        self._prepared = prepared
+        return found
 
     @property
     def _inputs(self) -> list[Tensor]:
         """The same, attached."""
-        return self._inputs_with(*self._potentials) if self._attached else self._constants
+        if not self._attached:
+            return self._constants
+        if "_potentials" in self.__dict__:
+            return self._inputs_with(*self._potentials)
+        inputs = self._inputs_with(self._pair.f, self._pair.g)
+        self._potentials = self._potentials_of(inputs)
+        return [*inputs[:COST - 2], *self._potentials, *inputs[COST:]]
 
     def _inputs_with(self, f: Tensor, g: Tensor) -> list[Tensor]:
         prepared = self._prepared
@@ -228,9 +243,10 @@ class Solution:
     def _potentials(self) -> tuple[Tensor, Tensor]:
         """f and g, one node of the graph."""
         pair = self._pair
-        if not self._attached:
-            return pair.f, pair.g
-        inputs = self._inputs_with(pair.f, pair.g)
+        return self._potentials_of(self._inputs_with(pair.f, pair.g)) if self._attached else (pair.f, pair.g)
+
+    def _potentials_of(self, inputs: list[Tensor]) -> tuple[Tensor, Tensor]:
+        pair = self._pair
         if self._grad == "unrolled":
             start = torch.zeros_like(pair.g) if self._start is None else self._start[1]
             n_iter = self.n_iter.reshape(-1)
@@ -261,7 +277,9 @@ class Solution:
             return product[..., 0] if v.ndim == 1 else product
 
     def _product_of(self, matrix: Tensor, side: int, normalised: bool) -> Tensor:
-        if not self._attached or self._grad != "implicit" or "_potentials" in self.__dict__:
+        # Potentials are for every later use: they share no node with what has a gradient or a transform of its own.
+        alone = matrix.requires_grad or transformed(matrix)
+        if not self._attached or self._grad != "implicit" or alone or "_potentials" in self.__dict__:
             return self._state.product(self._inputs, matrix, side, normalised)
         inputs = self._inputs_with(self._pair.f, self._pair.g)
         f, g, product = self._state.potentials_and_product(inputs, matrix, side, normalised)

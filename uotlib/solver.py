@@ -63,8 +63,7 @@ class _Loop:
         self.shift = _mass_scale(problem)
         self.last: Sweep | None = None
         self.passes = 0
-        if kernel.matrix is not None and kernel.backend.asynchronous and (
-                not self.synchronous or bool((self.reg < SKIPPING_REG * kernel.spread()).any())):
+        if self.synchronous and kernel.may_have_gaps and bool((self.reg < SKIPPING_REG * kernel.spread()).any()):
             kernel.look_for_gaps()
 
         def empty(size: int) -> Tensor:

@@ -16,12 +16,7 @@ template <class T, int64_t Rows, int64_t Registers, bool Partial>
 inline void multiply_some(const T* a, int64_t row_stride, int64_t column_stride, int64_t depth, Strided<const T> b,
                           Strided<T> c, int64_t width) {
   constexpr int64_t L = kLanes<T>;
-  Vec<T> total[Rows][Registers];
-  for (int64_t r = 0; r < Rows; ++r)
-    for (int64_t v = 0; v < Registers; ++v) {
-      const T* from = c.data + r * c.stride + v * L;
-      total[r][v] = Partial ? load_some(from, width) : load(from);
-    }
+  Vec<T> total[Rows][Registers] = {};  // added to C at the end: errors grow with the pieces, not with their terms
   for (int64_t j = 0; j < depth; ++j) {
     Vec<T> row[Registers];
     for (int64_t v = 0; v < Registers; ++v) row[v] = load(b.data + j * b.stride + v * L);
@@ -33,8 +28,8 @@ inline void multiply_some(const T* a, int64_t row_stride, int64_t column_stride,
   for (int64_t r = 0; r < Rows; ++r)
     for (int64_t v = 0; v < Registers; ++v) {
       T* to = c.data + r * c.stride + v * L;
-      if constexpr (Partial) store_some(to, total[r][v], width);
-      else store(to, total[r][v]);
+      if constexpr (Partial) store_some(to, load_some(to, width) + total[r][v], width);
+      else store(to, load(to) + total[r][v]);
     }
 }
 

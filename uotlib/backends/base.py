@@ -116,6 +116,10 @@ class Backend(ABC):
     def panel(self, cost: Tensor, log_u: Tensor, log_v: Tensor, reg: Tensor, items: Tensor | None = None) -> Tensor:
         r"""Block of the plan, :math:`e^{\log u_i + \log v_j - C_{ij}/\varepsilon}`, (B, n, m), in the cost's type."""
 
+    def may_skip(self, cost: Tensor) -> bool:
+        """Whether `sweep_table` has a table for costs of this shape."""
+        return False
+
     def sweep_table(self, cost: Tensor) -> Tensor | None:
         """What a sweep needs, beside the last one, to leave out parts of this cost, where it does; else None."""
         return None

@@ -137,6 +137,10 @@ class NativeBackend(Backend):
                              f"along its last axis, got {_name(out.dtype)} of shape {tuple(out.shape)} on {out.device}")
         if out is not None and factor is not None:
             raise ValueError("out and factor exclude each other: give one of them")
+        if left is not None and left.shape[2] == 0:  # W = 0, of factors that have no address
+            super().weigh(cost, log_u, log_v, reg, left, right, row_sum, col_sum, items, scale=scale, out=out, add=add,
+                          factor=factor, product=product)
+            return
         _weigh(cost, log_u, log_v, reg, left, right, items, scale, rows, cols, out, add, factor, product, m, n, False)
         for total, given in ((rows, row_sum), (cols, col_sum)):
             if total is not None and given is not None and total is not given:
@@ -146,8 +150,9 @@ class NativeBackend(Backend):
                       right: Tensor | None, factor: Tensor, product: Tensor, items: Tensor | None = None, *,
                       scale: Tensor | None = None) -> None:
         _, n, m = _sizes(cost, items)
-        _weigh(cost, log_u, log_v, reg, left, right, items, scale, None, None, None, False, factor, product, n, m,
-               True)
+        if left is None or left.shape[2]:
+            _weigh(cost, log_u, log_v, reg, left, right, items, scale, None, None, None, False, factor, product, n, m,
+                   True)
 
     def product(self, left: Tensor, right: Tensor, out: Tensor) -> None:
         count, n, m = _sizes(out, None)

@@ -124,10 +124,14 @@ class TritonBackend(Backend):
         self._merge(partial, log_v, col_mass)
         return lse
 
-    def sweep_table(self, cost: Tensor) -> Tensor | None:
-        """None where all of it stays in the cache, rows do not fit on chip, or loads are not of 16 bytes."""
+    def may_skip(self, cost: Tensor) -> bool:
+        """Not where all of it stays in the cache, rows do not fit on chip, or loads are not of 16 bytes."""
         tile = self.table.sweep_tile(cost.shape[2], cost.dtype == torch.float64)
-        if tile is None or cost.numel() < SKIP_ENTRIES or _vector_width(cost) == 1:
+        return tile is not None and cost.numel() >= SKIP_ENTRIES and _vector_width(cost) > 1
+
+    def sweep_table(self, cost: Tensor) -> Tensor | None:
+        tile = self.table.sweep_tile(cost.shape[2], cost.dtype == torch.float64)
+        if tile is None or not self.may_skip(cost):
             return None
         return triton_skip.table(self, cost, tile)
 

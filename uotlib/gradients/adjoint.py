@@ -141,11 +141,12 @@ def system_product(system: Scaled, vector: Tensor, side: int) -> Tensor:
         if side:
             return features.transposed().times(system.log_y, system.log_x, reg, vector, items)
         return features.times(system.log_x, system.log_y, reg, vector, items)
-    rows, cols = torch.zeros_like(solved.pair.f), torch.zeros_like(solved.pair.g)
-    ones = torch.ones_like(cols if side else rows)[:, :, None]
-    factors = (vector[:, :, None], ones.new_ones(cols.shape)[:, :, None]) if side else (ones, vector[:, :, None])
-    low_rank_sums(solved, system.log_x, system.log_y, LowRank.of(*factors, solved.kernel.dtype), rows, cols)
-    return cols if side else rows
+    total = torch.zeros_like(solved.pair.g if side else solved.pair.f)
+    ones = torch.ones_like(total)[:, :, None]
+    factors = (vector[:, :, None], ones) if side else (ones, vector[:, :, None])
+    low_rank_sums(solved, system.log_x, system.log_y, LowRank.of(*factors, solved.kernel.dtype),
+                  None if side else total, total if side else None)
+    return total
 
 
 def _conjugate_gradients(system: Scaled, rhs: Tensor, tol: float, max_iter: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -29,11 +29,11 @@ class Tile:
     @property
     def registers(self) -> int:
         """Registers a thread may take so that ``per_sm`` programs fit a multiprocessor (NVIDIA: 65536, at most 255)."""
-        return min(255, 65536 // (32 * self.warps * self.per_sm))
+        return min(255, 65536 // (32 * self.warps * self.per_sm) // 8 * 8)  # they are given out by eights
 
     @property
     def spread(self) -> Tile:
-        """The same by twice the warps, as many to a multiprocessor: each thread has half as much to keep."""
+        """The same by twice the warps, no more to a multiprocessor: each thread has half as much to keep."""
         if self.per_sm == 1:
             return self
         return Tile(self.rows, self.cols, 2 * self.warps, self.stages, self.per_sm // 2)

@@ -6,6 +6,7 @@ on nothing; a file that cannot be right is named in a warning and not used.  `uo
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -32,7 +33,7 @@ def save(table: TileTable, device: str, triton_version: str) -> Path:
     """Keep a table; a process that reads at the same time sees the old file or the new one."""
     path = table_path(device, triton_version)
     path.parent.mkdir(parents=True, exist_ok=True)
-    record = {"device": device, "triton": triton_version,
+    record = {"device": device, "triton": triton_version, "defaults": _defaults(),
               "tiles": {name: asdict(table)[name] for name in TUNABLE}}
     part = path.with_suffix(f".{os.getpid()}")
     part.write_text(json.dumps(record, indent=1) + "\n")
@@ -40,15 +41,20 @@ def save(table: TileTable, device: str, triton_version: str) -> Path:
     return path
 
 
+def _defaults() -> str:
+    """Digest of the default table: tiles that were tuned beside other defaults may be those that a later one mended."""
+    return hashlib.sha256(repr(TileTable()).encode()).hexdigest()[:16]
+
+
 def load(path: Path, device: str, triton_version: str) -> TileTable:
     """The table of a file; what it does not name is the default's.
 
     Raises:
-        ValueError: naming the file, if it is not such a table, or another device's or Triton's.
+        ValueError: naming the file, if it is not such a table, or another device's, Triton's or uotlib's.
     """
     try:
         record = json.loads(path.read_text())
-        for name, wanted in (("device", device), ("triton", triton_version)):
+        for name, wanted in (("device", device), ("triton", triton_version), ("defaults", _defaults())):
             if record[name] != wanted:
                 raise ValueError(f"{name} is {record[name]!r}, not {wanted!r}")
         unknown = record["tiles"].keys() - set(TUNABLE)
