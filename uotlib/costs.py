@@ -280,9 +280,9 @@ class InnerProductCost(Cost):
         x, z = (part.detach()[..., :-2] for part in prepared)
         allowed = (*offered, "float64") if offered and x.dtype == torch.float32 else ("float32", "float64")
         if self.precision is not None and self.precision not in allowed:
-            raise ValueError(f"{type(self).__name__}: precision={self.precision!r} is for float32 features that a "
-                             "backend streams on tensor cores (materialize=False, on a GPU); here it must be None, "
-                             f"{' or '.join(map(repr, allowed))}")
+            raise ValueError(f"{type(self).__name__}: precision={self.precision!r} is of float32 features that a "
+                             f"backend streams; here it must be None, {' or '.join(map(repr, allowed))} (a GPU streams "
+                             "features that do not fit, or have materialize=False)")
         if x.dtype == torch.float64:
             return "float64"
         if self.precision is not None or not offered:

@@ -11,7 +11,7 @@ from .environment import ROOT
 from .stage import Row, Stage
 
 #: Seconds that the build may take.
-LIMIT = 70
+LIMIT = 95
 
 
 def measure(stage: Stage) -> None:

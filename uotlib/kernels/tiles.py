@@ -82,8 +82,8 @@ def _small_float64() -> tuple[Tile, ...]:
 
 
 def _schur(sweep: tuple[Tile, ...]) -> tuple[Tile, ...]:
-    # Spilled, without the spread, are loads of 4 bytes at 4096 columns and float64 at 2048.
-    return tuple(tile.spread if tile.cols >= 2048 else tile for tile in sweep)
+    # Without the spread, loads of 4 bytes spill at 4096 columns, and float64 at 2048; at 8192 loads of 2 bytes would.
+    return tuple(tile.spread if tile.cols >= 2048 else tile for tile in sweep if tile.cols <= 4096)
 
 
 def _eliminate_float32() -> tuple[Tile, ...]:
@@ -130,7 +130,7 @@ class TileTable:
     column: Tile = Tile(8, 512, warps=4, per_sm=4)
     column_float64: Tile = Tile(4, 512, warps=4, per_sm=4)
     #: The same with three sums.
-    back: Tile = Tile(8, 512, warps=4, per_sm=3)
+    back: Tile = Tile(8, 512, warps=4, per_sm=2)
     back_float64: Tile = Tile(4, 512, warps=4, per_sm=3)
     #: Plan entries are independent; 32 elements a thread hide the latency without a loop.
     panel: Tile = Tile(8, 512, warps=4, stages=1, per_sm=4)
