@@ -31,6 +31,15 @@ def quotient_near_one(total, expected):
     return tl.where((ratio > 0.5) & (ratio < 2.0), ratio, 1.0)
 
 
+@triton.jit
+def tile_of_n(tile, log_x, rows, alive, inside, stride_n, scale_high, scale_low, exponent_y, dtype: tl.constexpr):
+    """Rows of N but for the mantissas of x and y, and those of x."""
+    c = tl.load(tile + rows.to(tl.int64)[:, None] * stride_n, mask=alive[:, None] & inside[None, :], other=0.0)
+    exponent_x, mantissa_x = split_exponent(tl.load(log_x + rows, mask=alive, other=NEG_INF), dtype)
+    p = anchored_times_two_to(c.to(dtype), scale_high, scale_low, exponent_x[:, None] + exponent_y[None, :])
+    return p, mantissa_x
+
+
 @triton.jit(do_not_specialize=["stride_b", "stride_n", "n", "m", "slabs", "slab_rows"])
 def schur_kernel(cost, items, log_x, log_y, diagonal, vector, reg, partial, stride_b, stride_n, n, m, slabs, slab_rows,
                  ROWS: tl.constexpr, COLS: tl.constexpr, STAGES: tl.constexpr, VECTOR: tl.constexpr):
@@ -50,10 +59,9 @@ def schur_kernel(cost, items, log_x, log_y, diagonal, vector, reg, partial, stri
     for row in tl.range(first, last, ROWS, num_stages=STAGES):
         rows = row + tl.arange(0, ROWS)
         alive = rows < last
-        c = tl.load(tile + rows.to(tl.int64)[:, None] * stride_n, mask=alive[:, None] & inside[None, :], other=0.0)
-        exponent_x, mantissa_x = split_exponent(tl.load(log_x + b * n + rows, mask=alive, other=NEG_INF), dtype)
+        p, mantissa_x = tile_of_n(tile, log_x + b * n, rows, alive, inside, stride_n, scale_high, scale_low, exponent,
+                                  dtype)
         d = tl.load(diagonal + b * n + rows, mask=alive, other=1.0).to(dtype)
-        p = anchored_times_two_to(c.to(dtype), scale_high, scale_low, exponent_x[:, None] + exponent[None, :])
         share = tl.sum(p * weight[None, :], axis=1) * (mantissa_x * mantissa_x / d)
         column_sum += tl.sum(p * share[:, None], axis=0)
 
@@ -83,12 +91,11 @@ def eliminate_kernel(cost, items, log_x, log_y, root_r, root_c, row_side, row_ra
     for row in tl.range(first, last, ROWS, num_stages=STAGES):
         rows = row + tl.arange(0, ROWS)
         alive = rows < last
-        c = tl.load(tile + rows.to(tl.int64)[:, None] * stride_n, mask=alive[:, None] & inside[None, :], other=0.0)
-        exponent_x, mantissa_x = split_exponent(tl.load(log_x + b * n + rows, mask=alive, other=NEG_INF), dtype)
+        p, mantissa_x = tile_of_n(tile, log_x + b * n, rows, alive, inside, stride_n, scale_high, scale_low, exponent,
+                                  dtype)
+        p = p * mantissa_x[:, None]
         root = tl.load(root_r + b * n + rows, mask=alive, other=0.0)
         side = tl.load(row_side + b * n + rows, mask=alive, other=0.0)
-        p = anchored_times_two_to(c.to(dtype), scale_high, scale_low, exponent_x[:, None] + exponent[None, :])
-        p = p * mantissa_x[:, None]
         d = quotient_near_one(tl.sum(p * weight[None, :], axis=1).to(tl.float64), root) * ratio
         tl.store(diagonal + b * n + rows, d, mask=alive)
         by_root += tl.sum(p * root.to(dtype)[:, None], axis=0)
@@ -156,9 +163,8 @@ def back_kernel(cost, items, log_x, log_y, weights, reg, partial, stride_b, stri
     for row in tl.range(first, last, ROWS, num_stages=STAGES):
         rows = row + tl.arange(0, ROWS)
         alive = rows < last
-        c = tl.load(tile + rows.to(tl.int64)[:, None] * stride_n, mask=alive[:, None] & inside[None, :], other=0.0)
-        exponent_x, mantissa_x = split_exponent(tl.load(log_x + b * n + rows, mask=alive, other=NEG_INF), dtype)
-        p = anchored_times_two_to(c.to(dtype), scale_high, scale_low, exponent_x[:, None] + exponent[None, :])
+        p, mantissa_x = tile_of_n(tile, log_x + b * n, rows, alive, inside, stride_n, scale_high, scale_low, exponent,
+                                  dtype)
         p = p * mantissa_x[:, None]
         weight = tl.load(weights + rows, mask=alive, other=0.0).to(dtype)
         by_first += tl.sum(p * weight[:, None], axis=0)

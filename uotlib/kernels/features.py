@@ -54,6 +54,14 @@ def power_of_two(s, scale_high, scale_low, exponent, dtype: tl.constexpr):
     return power
 
 
+@triton.jit
+def own_range(part, block, items, splits, split_cols, m, ROWS: tl.constexpr):
+    """A program's problem, its item of the features, rows, and first and last column."""
+    b = (part // splits).to(tl.int64)
+    first = part % splits * split_cols
+    return b, item_index(items, b), block * ROWS + tl.arange(0, ROWS), first, tl.minimum(first + split_cols, m)
+
+
 @triton.jit(do_not_specialize=["n", "m", "depth", "splits", "split_cols", "blocks"])
 def feature_lse_kernel(x, z, items, log_v, reg, anchors, totals, n, m, depth, splits, split_cols, blocks,
                        ROWS: tl.constexpr, COLS: tl.constexpr, DEPTH: tl.constexpr, SINGLE: tl.constexpr,
@@ -66,12 +74,8 @@ def feature_lse_kernel(x, z, items, log_v, reg, anchors, totals, n, m, depth, sp
     depth = multiple_of(depth, DEPTH)
     program = tl.program_id(0)
     part = program // blocks
-    b = (part // splits).to(tl.int64)
-    item = item_index(items, b)
-    rows = program % blocks * ROWS + tl.arange(0, ROWS)
+    b, item, rows, first, last = own_range(part, program % blocks, items, splits, split_cols, m, ROWS)
     alive = rows < n
-    first = part % splits * split_cols
-    last = tl.minimum(first + split_cols, m)
     scale_high, scale_low = split_scale(reg + b, dtype)
     x_i = first_chunk(x + item * n * depth, rows, alive, depth, DEPTH, SINGLE)
 
@@ -114,12 +118,8 @@ def feature_weigh_kernel(x, z, items, alpha, beta, log_x, log_y, reg, left, righ
     program = tl.program_id(0)
     width_block = program // blocks % width_blocks
     part = program // blocks // width_blocks
-    b = (part // splits).to(tl.int64)
-    item = item_index(items, b)
-    rows = program % blocks * ROWS + tl.arange(0, ROWS)
+    b, item, rows, first, last = own_range(part, program % blocks, items, splits, split_cols, m, ROWS)
     alive = rows < n
-    first = part % splits * split_cols
-    last = tl.minimum(first + split_cols, m)
     scale_high, scale_low = split_scale(reg + b, dtype)
     x_i = first_chunk(x + item * n * depth, rows, alive, depth, DEPTH, SINGLE)
     exponent_x, mantissa_x = split_exponent(tl.load(log_x + b * n + rows, mask=alive, other=float("-inf")), dtype)
