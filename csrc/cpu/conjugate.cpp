@@ -1,7 +1,7 @@
 #include "conjugate.h"
 
+#include <algorithm>
 #include <cmath>
-#include <cstdlib>
 #include <limits>
 
 #include "batch.h"
