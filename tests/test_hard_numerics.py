@@ -216,3 +216,15 @@ def test_balanced_with_equal_totals_up_to_float32(backend):
     assert bool(solution.converged)
     assert_close(solution.row_mass, a, 1e-4)
     assert_close(solution.col_mass, b, 1e-4)
+
+
+@pytest.mark.parametrize("size", [1e-36, 1e-40, 1e-45])
+def test_tiny_incoming_gradients_stay_numbers(size):
+    """float32 has subnormal numbers whose reciprocal it has not: what comes back is small, and no NaN."""
+    case = draw(5, 6, seed=30)
+    cost = case.cost.float().requires_grad_()
+    solution = unbalanced_sinkhorn(cost, reg=0.1, reg_m=0.5)
+    moved = solution.barycentric(torch.arange(12.0).reshape(6, 2))
+    gradients = [torch.autograd.grad(moved, cost, torch.full_like(moved, factor), retain_graph=True)[0]
+                 for factor in (1.0, size)]
+    assert float((gradients[1].double() / size - gradients[0]).abs().max()) <= max(1e-5, 2e-38 / size)

@@ -49,11 +49,11 @@ class LowRank:
     @classmethod
     def of(cls, left: Tensor, right: Tensor, dtype: torch.dtype) -> LowRank:
         """From factors of any type and size."""
-        by_left, by_right = (factor.abs().amax(1).double() for factor in (left, right))  # (B, k)
-        size = by_left * by_right
-        scale = size.amax(1) if size.numel() else size.new_ones(len(size))
-        scale = torch.where(scale > 0, scale, 1.0)
-        by_right = torch.where(by_right > 0, by_right, 1.0)
+        if left.shape[2] == 0:
+            return cls(left.to(dtype), right.to(dtype), left.new_ones(len(left), dtype=torch.float64))
+        least = torch.finfo(torch.promote_types(left.dtype, right.dtype)).tiny  # 1 over less overflows
+        by_left, by_right = (factor.abs().amax(1).double().clamp_min(least) for factor in (left, right))  # (B, k)
+        scale = (by_left * by_right).amax(1)
         return cls((left * (by_right / scale[:, None])[:, None].to(left.dtype)).to(dtype),
                    (right / by_right[:, None].to(right.dtype)).to(dtype), scale)
 
