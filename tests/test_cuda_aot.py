@@ -14,10 +14,13 @@ import pytest
 ROOT = Path(__file__).parents[1]
 #: Registers of a thread that 512 of them can have; every architecture has 65536.
 REGISTERS = 65536 // 512
-#: Bytes that a thread may keep in memory between two phases of a pass; none where speed matters most.
-STACK = {"80": 96, "90a": 0, "100a": 96, "120": 96}
+#: Groups of 4 columns of a thread, and whether rows come ahead in registers ("1") or through a ring; panels have neither.
+VARIANTS = [*(f"RowSweepILi{chunks}ELb{ahead}" for chunks, ahead in ("10", "11", "20", "21", "40")), "PanelSweep"]
+#: Bytes that a thread may keep in memory, by variant where it is not 0: outside of the loop over rows.
+STACK = {("80", "RowSweepILi2ELb1"): 64, ("90a", "RowSweepILi2ELb1"): 16, ("100a", "RowSweepILi2ELb1"): 96,
+         ("120", "RowSweepILi2ELb1"): 96}
 #: Words that the loop over rows reads from there.
-RELOADS = {"80": 0, "90a": 0, "100a": 2, "120": 2}
+RELOADS = {("100a", "RowSweepILi2ELb1"): 4, ("120", "RowSweepILi2ELb1"): 4}
 
 
 def tool(name: str) -> str | None:
