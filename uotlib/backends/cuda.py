@@ -74,7 +74,8 @@ class CudaBackend(TritonBackend):
         return StoredOutcome(answers, batch, n, m)
 
 
-def _refusal(limits: ModuleType, n: int, m: int, max_iter: int, tol: float | None, options: SolverOptions) -> str | None:
+def _refusal(limits: ModuleType, n: int, m: int, max_iter: int, tol: float | None,
+             options: SolverOptions) -> str | None:
     """What of a problem and its options the kernel does not take, in a sentence."""
     if m > limits.RESIDENT_COLUMNS:
         return f"the cuda backend takes costs of up to {limits.RESIDENT_COLUMNS} columns, got {m}"
