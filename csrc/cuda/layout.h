@@ -87,9 +87,11 @@ struct Layout {
   UOT_HD int64_t used() const {
     return resident_rows * row_bytes() + stages * stage_bytes() + (held_sums ? row_bytes() : 0);
   }
+  // Of a block, in every pass.
+  UOT_HD int read_rows() const { return block_rows - resident_rows; }
   // Whether the rows that are not resident are more than a cache can keep from one pass to the next.
   UOT_HD bool beyond(int64_t cache) const {
-    return row_blocks * int64_t(block_rows - resident_rows) * row_bytes() > cache - cache / 8;
+    return row_blocks * int64_t(read_rows()) * row_bytes() > cache - cache / 8;
   }
 
  private:

@@ -45,22 +45,22 @@ inline Division divide(const Request& from, const Chip& chip, int blocks) {
   const auto laid = [&](Way way) { return Layout(from.n, from.m, blocks, chip.room, cache, way); };
   if (from.m > kMaxHeld) return {groups, blocks, Way::kPanels, laid(Way::kPanels)};
   const Layout ahead = laid(Way::kAhead), ring = laid(Way::kRing);
-  // Registers hold the next rows where a thread has few columns.  Memory is further away than the cache: a ring for it.
   const bool registers = wide(from) && chunks_of(from.m) < 4 && ring.team_warps == kWarps;
-  if (registers && !(ahead.beyond(cache) && ring.stages > 0)) return {groups, blocks, Way::kAhead, ahead};
-  return {groups, blocks, Way::kRing, ring};
+  // Memory is further away than the cache: a ring for it, unless that takes the place of many resident rows.
+  const bool far = ahead.beyond(cache) && ring.stages > 0 && ring.read_rows() * 10.0 <= ahead.read_rows() * 11.0;
+  return registers && !far ? Division{groups, blocks, Way::kAhead, ahead} : Division{groups, blocks, Way::kRing, ring};
 }
 
 // Microseconds of a pass, roughly: counted in an H100's instructions and guessed where it waits, see docs/gpu.md.  Only
 // to compare divisions.
 inline double pass_time(const Division& division, int64_t cache) {
-  constexpr double kGroup = 0.6, kWideGroup = 1.1, kRowUnit = 1, kColumnUnit = 2, kDecision = 2.5, kAddUnit = 0.02;
+  constexpr double kGroup = 0.6, kWideGroup = 1.1, kRowUnit = 0.5, kColumnUnit = 1, kDecision = 2, kAddUnit = 0.01;
   constexpr double kBarriers = 4.5, kCache = 40e3, kMemory = 20e3;  // to a block, in a microsecond
   const Layout& cut = division.cut;
   const double panels = division.way == Way::kPanels ? 2.0 * ceil_div(cut.m, 4 * kThreads) : 1.0;
   const double group = chunks_of(cut.m) == 2 ? kWideGroup : kGroup * panels;
   const double working = ceil_div(cut.block_rows, cut.together) * group;
-  const double bytes = double(cut.block_rows - cut.resident_rows) * double(cut.row_bytes());
+  const double bytes = double(cut.read_rows()) * double(cut.row_bytes());
   const double reading = bytes / (cut.beyond(cache) ? kMemory : kCache);
   return (working > reading ? working : reading) + ceil_div(cut.block_rows, kUnit) * kRowUnit +
          ceil_div(cut.column_units, division.blocks) * kColumnUnit + kDecision +
