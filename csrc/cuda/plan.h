@@ -67,16 +67,16 @@ inline double pass_time(const Division& division, int64_t cache) {
          (cut.row_units + cut.column_units) * kAddUnit + (division.blocks > 1 ? kBarriers : 0);
 }
 
-// The division that is done first by that measure, of the smallest groups.
+// The division that is done first by that measure, of the smallest groups; of large ones not every size is tried.
 inline Division best_division(const Request& from, const Chip& chip) {
-  Division best = divide(from, chip, 1);
+  Division best{};
   double least = INFINITY;
-  for (int blocks = 1; blocks <= chip.blocks; ++blocks) {
+  for (int blocks = 1;; blocks = least_of(blocks + 1 + blocks / 16, chip.blocks)) {
     const Division one = divide(from, chip, blocks);
     const double time = double((from.count + one.groups - 1) / one.groups) * pass_time(one, chip.cache / one.groups);
     if (time < least) best = one, least = time;
+    if (blocks == chip.blocks) return best;
   }
-  return best;
 }
 
 // The task of a launch.  `memory` may be null; `bytes` is what it must have.

@@ -362,8 +362,8 @@ template <int C, bool A> struct RowSweep {
           s.from = work.row(least_of(streamed, stop - 1));
           load_group(streamed, stop, s, s.next);
         });
-      for (bool turn = true; held < resident || streamed < stop; turn = !turn) {
-        const bool from_shared = held < resident && (turn || streamed >= stop);
+      while (held < resident || streamed < stop) {
+        const bool from_shared = held < resident && (held - span <= streamed - resident || streamed >= stop);
         block.alone(states, [&](int t, auto& s) {
           const int mine = R * s.team;
           if (from_shared) {
