@@ -22,7 +22,7 @@ VARIANTS = ["PanelSweep", *(f"RowSweepILi{chunks}ELb{ahead}" for chunks, ahead i
 #: Bytes that a thread may keep in memory; the variant that has most registers in use, by architecture.
 STACK, FULL = 16, {("80", "RowSweepILi2ELb1"): 64, ("100a", "RowSweepILi2ELb1"): 96, ("120", "RowSweepILi2ELb1"): 96}
 #: Words that the loop over rows reads from there, and writes.
-MOVED = {("100a", "RowSweepILi2ELb1"): (4, 1), ("120", "RowSweepILi2ELb1"): (4, 1)}
+MOVED = {("100a", "RowSweepILi2ELb1"): (2, 0), ("120", "RowSweepILi2ELb1"): (2, 0)}
 
 
 def tool(name: str) -> str | None:

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "decide.h"
-#include "rows.h"
+#include "row.h"
 
 namespace uot::resident {
 

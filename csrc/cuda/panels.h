@@ -2,7 +2,7 @@
 // columns'.  Every tile, a few rows of a panel, comes through the ring; the second time from the cache.
 #pragma once
 
-#include "rows.h"
+#include "row.h"
 
 namespace uot::resident {
 
@@ -41,11 +41,7 @@ struct PanelSweep {
       for (int r = 0; r < R; ++r) {
         const float* const row = work.row(least_of(s.row + r, last - 1));
         float* const to = block.rows() + stage * kStage + 4 * (r * kThreads + t);
-        if (work.task.wide) {
-          block.copy_four(t, to, row + at);
-        } else {
-          for (int k = 0; k < 4; ++k) block.copy_one(t, to + k, row + (at + k < m ? at + k : 0));
-        }
+        copy_entries(block, t, to, row, at, m, work.task.wide);
       }
       if (++s.tile == 2 * panels) s.tile = 0, s.row += R;
     }

@@ -8,6 +8,7 @@
 
 #include "ends.h"
 #include "panels.h"
+#include "rows.h"
 
 namespace uot::resident {
 
