@@ -392,8 +392,8 @@ for n, m, blocks, room, method in ((1, 1, 1, 0, "auto"), (33, 129, 5, 9000, "aut
                                    (30, 2047, 1, 150000, "auto"), (5, 8197, 2, 70000, "sinkhorn"),
                                    (2, 8192, 1, 70000, "sinkhorn"), (2, 20001, 1, 160000, "sinkhorn")):
     cost, a, b = problem(rng, n, m, False, True)
-    passes = 40 if m < 2000 else 3
-    run(harness, cost, a, b, 0.02, (0.5, INF), "entropy", method, passes, 1e-4, blocks=blocks, room=room, cache=0, seed=5)
+    cut = {{"blocks": blocks, "room": room, "cache": 0, "seed": 5}}
+    run(harness, cost, a, b, 0.02, (0.5, INF), "entropy", method, 40 if m < 2000 else 3, 1e-4, **cut)
 cost, a, b = (torch.rand(9, *shape) for shape in ((20, 30), (20,), (30,)))
 run(harness, cost, a, b, 0.02, (0.5, INF), max_iter=40, blocks=2, groups=3, seed=5)
 """
