@@ -5,6 +5,7 @@ The extension does not link libtorch, so it builds under pip's build isolation w
 * ``CXX``: the C++ compiler (default: the first of c++, g++, clang++).  Without one the package installs without its
   extension, and says so; with one that fails, the installation fails.
 * ``UOTLIB_CUDA``: ``auto`` (default: compile csrc/cuda where nvcc is found), ``0`` (never), ``1`` (nvcc or an error).
+* ``UOTLIB_CUDA_ARCHS``: the architectures, as ``90a`` or ``80,90a``, instead of all that uotlib is compiled for.
 
 At run time ``UOTLIB_SIMD`` = ``baseline`` or ``avx2`` holds the CPU kernels below what the machine could do.
 """
@@ -83,9 +84,17 @@ def version_line(compiler: str) -> str:
 
 
 def cuda_archs(nvcc: str) -> list[str]:
-    """Those of CUDA_ARCHS that this nvcc knows; its list leaves out the "a" variants, which came with their base."""
+    """Those that UOTLIB_CUDA_ARCHS names, else those of CUDA_ARCHS that this nvcc knows.
+
+    nvcc's list leaves out the "a" variants, which came with their base.
+    """
     known = subprocess.run([nvcc, "--list-gpu-code"], capture_output=True, text=True, check=True).stdout.split()
-    return [arch for arch in CUDA_ARCHS if f"sm_{arch.rstrip('a')}" in known]
+    wish = os.environ.get("UOTLIB_CUDA_ARCHS", "").replace(",", " ").split()
+    unknown = [arch for arch in wish if f"sm_{arch.rstrip('a')}" not in known]
+    if unknown:
+        raise BuildError(f"UOTLIB_CUDA_ARCHS names {unknown[0]!r}, which this nvcc does not compile for: it knows "
+                         f"{' '.join(known)}")
+    return wish or [arch for arch in CUDA_ARCHS if f"sm_{arch.rstrip('a')}" in known]
 
 
 def ninja_file(cxx: str, nvcc: str | None, build: Path, target: Path) -> str:

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import re
+import runpy
 import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import setuptools
 
 ROOT = Path(__file__).parents[1]
 #: Registers of a thread that 512 of them can have; every architecture has 65536.
 REGISTERS = 65536 // 512
-#: Bytes that a thread may keep in memory between two phases of a pass; none where speed matters most.
-STACK = {"80": 96, "90a": 0, "100a": 96, "120": 96}
-#: Words that the loop over rows reads from there.
-RELOADS = {"80": 0, "90a": 0, "100a": 2, "120": 2}
+#: Groups of 4 columns of a thread, and whether rows come ahead in registers ("1") or through a ring; and panels.
+VARIANTS = ["PanelSweep", *(f"RowSweepILi{chunks}ELb{ahead}" for chunks, ahead in ("10", "11", "20", "21", "40"))]
+#: Bytes that a thread may keep in memory; the variant that has most registers in use, by architecture.
+STACK, FULL = 16, {("80", "RowSweepILi2ELb1"): 64, ("100a", "RowSweepILi2ELb1"): 96, ("120", "RowSweepILi2ELb1"): 96}
+#: Words that the loop over rows reads from there, and writes.
+MOVED = {("100a", "RowSweepILi2ELb1"): (2, 0), ("120", "RowSweepILi2ELb1"): (2, 0)}
 
 
 def tool(name: str) -> str | None:
@@ -52,7 +57,7 @@ def loop_over_rows(code: str) -> list[str]:
         branch = re.search(r"BRA\S* (?:\S+, )?0x([0-9a-f]+)", text)
         if branch is not None and int(branch[1], 16) < end:
             body = [inner for at, inner in lines if int(branch[1], 16) <= at <= end]
-            if sum("MUFU.EX2" in inner for inner in body) > 16 and any("LDS.128" in inner for inner in body):
+            if sum("MUFU.EX2" in inner for inner in body) >= 16 and any("LDS.128" in inner for inner in body):
                 loops.append(body)
     return min(loops, key=len)
 
@@ -66,21 +71,51 @@ def test_the_kernel_fits_its_multiprocessor(tmp_path):
     with ThreadPoolExecutor(2) as pool:
         compiled = dict(zip(archs, pool.map(lambda arch: machine_code(arch, tmp_path), archs), strict=True))
     for arch, (usage, code) in compiled.items():
-        kernels = re.findall(r"Function \S*resident_kernelILi(\d)ELb(\d)E\S*:\s+REG:(\d+) STACK:(\d+) .*?LOCAL:(\d+)",
+        kernels = re.findall(r"Function \S*(RowSweepILi\dELb\d|PanelSweep)\S*:\s+REG:(\d+) STACK:(\d+) .*?LOCAL:(\d+)",
                              usage)
-        assert sorted((chunks, wide) for chunks, wide, *_ in kernels) == [(c, w) for c in "124" for w in "01"]
-        for chunks, wide, registers, stack, local in kernels:
-            said = f"sm_{arch}, {chunks} groups of columns, 16-byte loads: {wide}"
-            assert int(registers) <= REGISTERS, said
-            assert int(stack) <= STACK[arch], said
-            assert int(local) == 0, said
+        assert sorted(name for name, *_ in kernels) == VARIANTS
+        for name, registers, stack, local in kernels:
+            assert int(registers) <= REGISTERS, (arch, name)
+            assert int(stack) <= FULL.get((arch, name), STACK), (arch, name)
+            assert int(local) == 0, (arch, name)
         for function in re.split(r"\n\s*Function : ", code)[1:]:
-            name = re.match(r"\S*resident_kernelILi(\d)ELb(\d)E", function)
-            if name is None:
+            found = re.match(r"\S*(RowSweepILi\dELb\d|PanelSweep)", function)
+            if found is None:
                 continue
-            loop = loop_over_rows(function)
-            said = f"sm_{arch}, {name[1]} groups of columns, 16-byte loads: {name[2]}, loop of {len(loop)} instructions"
-            assert sum(re.search(r"\bLDL\b", text) is not None for text in loop) <= RELOADS[arch], said
-            assert not any(re.search(r"\bSTL\b", text) for text in loop), said
-            assert any("LDG.E.128" in text for text in loop) == (name[2] == "1"), said
+            name, loop = found[1], loop_over_rows(function)
+            said = f"sm_{arch}, {name}, loop of {len(loop)} instructions"
+            for what, most in zip(("LDL", "STL"), MOVED.get((arch, name), (0, 0)), strict=True):
+                assert sum(re.search(rf"\b{what}\b", text) is not None for text in loop) <= most, said
+            wide = r"LDG\.E\.128" if name.endswith("b1") else r"LDGSTS\.E\.BYPASS\.128"
+            assert any(re.search(wide, text) for text in loop), said
+            assert any("LDGSTS" in text for text in loop) == (not name.endswith("b1")), said
             assert "RED.E.ADD" in function or "REDG.E.ADD" in function or "ATOM" in function, said  # the barrier
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.skipif(NVCC is None, reason="needs nvcc, the CUDA compiler, on PATH")
+def test_the_benchmarks_probes_compile(tmp_path):
+    """benchmarks.gpu compiles them on the device's machine: here without one."""
+    done = subprocess.run([str(NVCC), "-std=c++17", "-arch=sm_90a", "-shared", "-Xcompiler", "-fPIC", "-o",
+                           str(tmp_path / "probes.so"), str(ROOT / "benchmarks/gpu/probes.cu")],
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+    found = ctypes.CDLL(str(tmp_path / "probes.so"))
+    assert found.barrier
+    assert found.read
+
+
+@pytest.mark.parametrize(("wish", "found"), [("", ["80", "90a", "120"]), ("90a", ["90a"]), ("86,120", ["86", "120"])])
+def test_the_architectures_can_be_chosen(monkeypatch, tmp_path, wish, found):
+    """By an nvcc that knows some; the others are an error that says which."""
+    nvcc = tmp_path / "nvcc"
+    nvcc.write_text("#!/bin/sh\necho sm_80 sm_86 sm_90 sm_120\n")
+    nvcc.chmod(0o755)
+    monkeypatch.setattr(setuptools, "setup", lambda **_: None)
+    script = runpy.run_path(str(ROOT / "setup.py"))
+    monkeypatch.setenv("UOTLIB_CUDA_ARCHS", wish)
+    assert script["cuda_archs"](str(nvcc)) == found
+    monkeypatch.setenv("UOTLIB_CUDA_ARCHS", f"{wish} 100a")
+    with pytest.raises(script["BuildError"], match="'100a', which this nvcc does not compile for: it knows sm_80"):
+        script["cuda_archs"](str(nvcc))

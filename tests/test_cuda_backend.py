@@ -36,19 +36,23 @@ def harness(tmp_path_factory) -> Any:
 
 @pytest.fixture
 def on_the_processor(available, harness, monkeypatch) -> list[tuple[int, int]]:
-    """The extension with a device that is the processor; its launches, as (device, stream)."""
-    launches = []
+    """The extension with a device that is the processor, of 10 blocks; its launches, as (device, stream)."""
+    if cuda.extension is None:
+        pytest.skip(str(cuda.missing))
+    compiled, launches = cuda.extension, []
 
     class Resident:
-        def __init__(self, cost, rows, cols, reg, start, out, entropy, textbook, max_iter, tol, synchronous, options):
+        def __init__(self, *arguments):
+            compiled.Resident(*arguments)  # takes them as they are
+            (cost, rows, cols, reg, start, out, entropy, textbook, max_iter, tol, synchronous, options) = arguments
             numbers = torch.tensor([float(options[name]) for name in OPTIONS], dtype=torch.float64)
             self.keep, size, at = numbers, ctypes.c_int64, ctypes.c_void_p
             data, batch_stride, row_stride, items, count, n, m = cost
             self.arguments = (
                 at(data), size(batch_stride), size(row_stride), at(items), size(count), size(n), size(m), at(rows[0]),
                 at(rows[1]), at(cols[0]), at(cols[1]), at(reg), at(start), at(out), int(entropy), int(textbook),
-                size(max_iter), ctypes.c_double(tol), int(synchronous), at(numbers.data_ptr()), size(5), size(9000),
-                ctypes.c_uint64(2))
+                size(max_iter), ctypes.c_double(tol), int(synchronous), at(numbers.data_ptr()),
+                (size * 3)(10, 9000, 1 << 20), size(0), ctypes.c_uint64(2))
 
         def workspace(self, device):
             return 64
@@ -57,8 +61,8 @@ def on_the_processor(available, harness, monkeypatch) -> list[tuple[int, int]]:
             launches.append((device, stream))
             assert harness.resident_solve(*self.arguments) > 0
 
-    monkeypatch.setattr(cuda, "extension", SimpleNamespace(Resident=Resident, RESIDENT_COLUMNS=8192, RESIDENT_DEPTH=16,
-                                                           RESIDENT_ORDER=8))
+    limits = {name: value for name, value in vars(compiled).items() if name.startswith("RESIDENT_")}
+    monkeypatch.setattr(cuda, "extension", SimpleNamespace(Resident=Resident, **limits))
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=1234))
     return launches
@@ -95,7 +99,7 @@ def test_a_start_is_taken(on_the_processor):
 
 
 @pytest.mark.parametrize(("shape", "settings", "words"), [
-    ((2, 8193), {}, "up to 8192 columns, got 8193"),
+    ((1, (1 << 24) + 1), {}, "up to 16777216 columns, got 16777217"),
     ((3, 4), {"options": SolverOptions(anderson_depth=17)}, "anderson_depth up to 16, got 17"),
     ((3, 4), {"options": SolverOptions(anneal_order=9)}, "anneal_order up to 8, got 9"),
     ((3, 4), {"options": SolverOptions(progress=True)}, "progress=True"),

@@ -38,7 +38,7 @@ pytestmark = pytest.mark.skipif(not shutil.which(COMPILER[0]), reason="needs a C
 
 def build(place: Path, *flags: str) -> Path:
     library = place / "resident.so"
-    command = [*COMPILER, "-std=c++17", "-shared", "-fPIC", *flags, str(SOURCE), "-o", str(library)]
+    command = [*COMPILER, "-std=c++17", "-shared", "-fPIC", "-pthread", *flags, str(SOURCE), "-o", str(library)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]
     return library
@@ -56,9 +56,13 @@ def address(tensor: Tensor | None) -> ctypes.c_void_p:
 
 def run(harness: Any, cost: Tensor, a: Tensor, b: Tensor, reg: float, reg_m: tuple[float, float], reg_type: str = "kl",
         method: str = "auto", max_iter: int = 500, tol: float | None = None, *, start: Tensor | None = None,
-        items: Tensor | None = None, blocks: int = 4, room: int = 1 << 16, seed: int = 0,
-        options: SolverOptions | None = None) -> StoredOutcome:
-    """Problems of a batch (B, n, m) by the kernel: ``blocks`` of them, with ``room`` bytes each for resident rows."""
+        items: Tensor | None = None, blocks: int = 4, groups: int = 1, room: int = 1 << 16, cache: int = 1 << 40,
+        seed: int = 0, options: SolverOptions | None = None) -> StoredOutcome:
+    """Problems of a batch (B, n, m) by the kernel: so many groups of so many blocks, with ``room`` bytes each for rows.
+
+    A cache of fewer bytes than the cost makes rows come from memory.  ``blocks=0``: the planner divides ``groups``
+    blocks.
+    """
     options = options or SolverOptions()
     count, n, m = (cost.shape[0] if items is None else len(items)), *cost.shape[1:]
     a, b = (mass.double().expand(count, -1).contiguous() for mass in (a, b))
@@ -72,8 +76,8 @@ def run(harness: Any, cost: Tensor, a: Tensor, b: Tensor, reg: float, reg_m: tup
     phases = solve(address(cost), size(cost.stride(0)), size(cost.stride(1)), address(items), size(count), size(n),
                    size(m), address(a), address(tau_a), address(b), address(tau_b), address(reg64), address(start),
                    address(out), int(reg_type == "entropy"), int(method == "sinkhorn"), size(max_iter),
-                   ctypes.c_double(tol or 0.0), int(tol != 0), address(numbers), size(blocks), size(room),
-                   ctypes.c_uint64(seed))
+                   ctypes.c_double(tol or 0.0), int(tol != 0), address(numbers),
+                   (size * 3)(max(blocks, 1) * groups, room, cache), size(blocks), ctypes.c_uint64(seed))
     assert phases > 0, "the blocks did not come to the same decisions"
     return StoredOutcome(out, count, n, m, all_converged=False)
 
@@ -153,10 +157,10 @@ def test_the_stop_rule_is_met_in_as_many_passes(harness, penalties, reg):
 def test_the_order_of_blocks_and_threads_changes_no_bit(harness):
     """What blocks hand to each other passes a barrier first; so does what threads do."""
     rng = random.Random(3)
-    for n, m, blocks, method, reach in ((90, 70, 4, "auto", 10.0), (33, 130, 6, "auto", 0.02),
-                                        (40, 70, 3, "sinkhorn", 10.0)):
+    for n, m, blocks, room, method, reach in ((90, 70, 4, 6000, "auto", 10.0), (33, 130, 6, 6000, "auto", 0.02),
+                                              (40, 70, 3, 6000, "sinkhorn", 10.0), (190, 200, 1, 80_000, "auto", 10.0)):
         cost, a, b = problem(rng, n, m, both_exact=False, holes=True)
-        runs = [run(harness, cost, a, b, 0.01, (0.4, INF), "entropy", method, 300, 1e-4, blocks=blocks, room=6000,
+        runs = [run(harness, cost, a, b, 0.01, (0.4, INF), "entropy", method, 300, 1e-4, blocks=blocks, room=room,
                     seed=seed, options=SolverOptions(trust_region=reach)) for seed in (0, 1, 5, 6)]
         for other in runs[1:]:
             for first, again in zip(vectors(runs[0]), vectors(other), strict=True):
@@ -177,14 +181,116 @@ def test_every_setting_of_the_loop(harness, options):
     assert deviation(got.pair.g, wanted.g) <= 2e-6
 
 
+def agrees(harness: Any, n: int, m: int, *, holes: bool = False, passes: int = 3, atol: float = 5e-7, **cut) -> None:
+    """A few passes of one problem, which uotlib's own loop does in float64."""
+    cost, a, b = problem(random.Random(n + m), n, m, both_exact=False, holes=holes)
+    how = {"method": cut.pop("method", "auto"), "max_iter": passes}
+    got = run(harness, cost, a, b, 0.05, (0.5, 2.0), tol=0.0, **how, **cut)
+    wanted = uotlib.unbalanced_sinkhorn(cost.double(), a, b, reg=0.05, reg_m=(0.5, 2.0), tol=0, backend="native", **how)
+    assert deviation(got.pair.f, wanted.f) <= atol
+    assert deviation(got.pair.g, wanted.g) <= atol
+
+
 @pytest.mark.parametrize(("n", "m"), [(5, 2047), (6, 2048), (5, 2049), (9, 4096), (9, 4100), (4, 8191), (3, 8192)])
 def test_every_width_of_a_thread(harness, n, m):
-    cost, a, b = problem(random.Random(m), n, m, both_exact=False, holes=False)
-    got = run(harness, cost, a, b, 0.05, (0.5, 2.0), max_iter=3, tol=0.0, blocks=2, room=2 * 4 * m, seed=4)
-    wanted = uotlib.unbalanced_sinkhorn(cost.double(), a, b, reg=0.05, reg_m=(0.5, 2.0), max_iter=3, tol=0,
-                                        backend="native")
-    assert deviation(got.pair.f, wanted.f) <= 5e-7
-    assert deviation(got.pair.g, wanted.g) <= 5e-7
+    agrees(harness, n, m, blocks=2, room=2 * 4 * m, seed=4)
+
+
+@pytest.mark.parametrize("m", [1, 127, 128, 129, 256, 257, 512, 513, 1024, 1025])
+def test_narrow_rows_share_a_block(harness, m):
+    """From one team of warps to sixteen, with rows of other teams left over."""
+    for n, blocks in ((1, 1), (67, 1), (130, 3)):
+        agrees(harness, n, m, holes=m > 2 and n > 4, blocks=blocks, room=40 * 4 * m, seed=3)
+
+
+def division(harness: Any, count: int, n: int, m: int, blocks: int = 0,
+             chip: tuple[int, int, int] | None = None) -> dict[str, int]:
+    """How a batch is divided on a device: by default the H100."""
+    out = (ctypes.c_int64 * 7)()
+    size = ctypes.c_int64
+    harness.resident_division(size(count), size(n), size(m), (size * 3)(*(chip or H100)), size(blocks), out)
+    return dict(zip(("groups", "blocks", "way", "resident", "stages", "together", "used"), out, strict=True))
+
+
+#: Multiprocessors, bytes of shared memory for rows, bytes of cache.
+H100 = (132, 200_000, 50 << 20)
+AHEAD, RING, PANELS = range(3)
+
+
+@pytest.mark.parametrize("m", [60, 127, 600, 2044, 2047, 3000, 4096, 4097, 8192])
+def test_rows_come_through_a_ring(harness, m):
+    """From memory, or where they cannot be read 16 bytes at a time: what has not come yet is NaN here."""
+    row, stage = 4 * (m + -m % 4), 4 * 512 * 4 * (8 if 2048 < m <= 4096 else 4)
+    for stages in (2, 3, 4):
+        room = stages * stage + (stage // 2 if stages < 4 else 33 * row)
+        n = 2 * (room // row) + 7
+        if 1024 < m <= 4096 and m % 4 == 0:  # where registers could hold the next rows, the ring must take few places
+            n += 2 * 11 * (stages + 1) * (stage // row + 1)
+        cut = division(harness, 1, n, m, 2, (2, room, 1000))
+        assert (cut["way"], cut["stages"]) == (RING, stages)
+        assert cut["resident"] == (room - stages * stage) // row // cut["together"] * cut["together"]
+        agrees(harness, n, m, holes=stages == 2, blocks=2, room=room, cache=1000, seed=stages, method="sinkhorn")
+
+
+@pytest.mark.parametrize(("n", "m"), [(3, 8193), (70, 8196), (9, 12_289), (2, 16_384), (5, 16_387), (1, 40_000)])
+def test_wide_rows_go_panel_by_panel(harness, n, m):
+    """Whatever of the columns' sums and of the ring there is room for."""
+    row, stage = 4 * (m + -m % 4), 4 * 512 * 16
+    for room, stages in ((0, 0), (3 * stage, 3), (2 * stage + row, 2), (9 * stage + row, 4)):
+        cut = division(harness, 1, n, m, 2, (2, room, 1000))
+        assert (cut["way"], cut["stages"]) == (PANELS, stages)
+        assert cut["used"] == stages * stage + (row if room >= 2 * stage + row else 0) <= room
+        agrees(harness, n, m, holes=n > 4, blocks=2, room=room, seed=2, method="sinkhorn" if m > 9000 else "auto")
+
+
+def test_a_solve_of_wide_rows_converges(harness):
+    """Through rows whose anchors were wrong, and columns that underflow."""
+    cost, a, b = problem(random.Random(1), 20, 8200, both_exact=False, holes=True)
+    runs = [run(harness, cost, a, b, 5e-3, (0.5, INF), tol=1e-4, blocks=3, room=room, seed=seed, max_iter=300)
+            for room, seed in ((70_000, 0), (70_000, 5), (0, 1), (200_000, 4))]
+    wanted = uotlib.unbalanced_sinkhorn(cost, a, b, reg=5e-3, reg_m=(0.5, INF), tol=1e-4, backend="native")
+    assert bool(wanted.converged)
+    assert abs(int(runs[0].n_iter) - int(wanted.n_iter)) <= 2
+    for other in runs:
+        assert bool(other.converged)
+        for first, again in zip(vectors(runs[0]), vectors(other), strict=True):
+            assert torch.equal(first, again)
+
+
+@pytest.mark.parametrize(("count", "n", "m", "groups", "blocks"), [
+    (1, 4096, 4096, 1, (128, 132)), (1, 2048, 2048, 1, (64, 132)), (8, 4096, 4096, 1, (128, 132)),
+    (64, 512, 512, (32, 66), (2, 4)),
+    (1000, 200, 200, 132, 1), (1000, 100, 100, 132, 1), (132, 200, 200, 132, 1), (40, 128, 128, 40, (1, 3)),
+    (3, 1, 1, 3, 1), (1, 30_000, 8192, 1, 132), (1, 20_000, 20_000, 1, 132), (1 << 40, 5, 7, 132, 1)])
+def test_how_a_batch_is_divided(harness, count, n, m, groups, blocks):
+    """Many small problems beside each other, a large one on all of the device, and none beyond its memory."""
+    cut = division(harness, count, n, m)
+    for got, least_most in ((cut["groups"], groups), (cut["blocks"], blocks)):
+        least, most = least_most if isinstance(least_most, tuple) else (least_most, least_most)
+        assert least <= got <= most, cut
+    assert cut["groups"] * cut["blocks"] <= H100[0]
+    assert cut["used"] <= H100[1]
+
+
+@pytest.mark.parametrize("chip", [(108, 138_000, 40 << 20), H100, (148, 200_000, 126 << 20), (170, 74_000, 96 << 20)])
+def test_every_division_fits_its_device(harness, chip):
+    """For costs around every limit of the layout, in groups of one block, some, and the planner's choice."""
+    for n in (1, 63, 64, 65, 200, 511, 4096, 100_000):
+        for m in (1, 128, 129, 1024, 1028, 2048, 2052, 4096, 4100, 8192, 8196, 60_000, 1 << 20):
+            for count in (1, 5, 300):
+                for blocks in (0, 1, 7, chip[0]):
+                    cut = division(harness, count, n, m, blocks, chip)
+                    assert 1 <= cut["groups"] * cut["blocks"] <= chip[0]
+                    assert 0 <= cut["used"] <= chip[1]
+                    assert cut["groups"] <= count
+                    assert cut["stages"] in (0, 2, 3, 4)
+                    share = -(-n // cut["blocks"])
+                    assert cut["resident"] <= share
+                    if cut["way"] != PANELS and 4 * (m + -m % 4) * share <= chip[1]:
+                        assert cut["resident"] == share
+                    far = cut["way"] != PANELS and 4 * m * n * cut["groups"] > 4 * (chip[2] + chip[0] * chip[1])
+                    if far and chip[1] > 140_000:
+                        assert cut["stages"] > 0, "costs beyond the cache come through the ring"
 
 
 def test_outliers_keep_their_potentials(harness):
@@ -202,23 +308,39 @@ def test_outliers_keep_their_potentials(harness):
         assert deviation(got.pair.g, wanted.g) <= 1e-5
 
 
-def test_batches_start_points_and_strides(harness):
+@pytest.mark.parametrize(("blocks", "groups"), [(5, 1), (2, 3), (1, 4), (1, 9)])
+def test_batches_start_points_and_strides(harness, blocks, groups):
     """A queue of problems in one launch: each gets the answer that it gets alone, from where it is told to start."""
     draw = torch.Generator().manual_seed(5)
     padded = torch.rand(3, 41, 60, generator=draw)
     cost = padded[:, :, 3:54]  # unaligned rows, gaps between them
     a, b = torch.rand(41, generator=draw) + 0.1, torch.rand(51, generator=draw) + 0.1
-    start = 0.1 * torch.randn(4, 51, generator=draw, dtype=torch.float64)
-    items = torch.tensor([2, 0, 2, 1])
-    together = run(harness, cost, a, b, 0.02, (0.3, 1.0), tol=1e-5, items=items, start=start, blocks=5, seed=3)
+    items = torch.tensor([2, 0, 2, 1, 1, 0, 2, 0])
+    start = 0.1 * torch.randn(len(items), 51, generator=draw, dtype=torch.float64)
+    together = run(harness, cost, a, b, 0.02, (0.3, 1.0), tol=1e-5, items=items, start=start, blocks=blocks,
+                   groups=groups, seed=3)
     for k, item in enumerate(items.tolist()):
         alone = run(harness, cost[item : item + 1], a, b, 0.02, (0.3, 1.0), tol=1e-5, start=start[k : k + 1].clone(),
-                    blocks=5)
+                    blocks=blocks)
         for one, many in zip(vectors(alone), vectors(together), strict=True):
             assert torch.equal(one[0], many[k])
         wanted = uotlib.unbalanced_sinkhorn(cost[item].double(), a, b, reg=0.02, reg_m=(0.3, 1.0), tol=1e-9)
         assert deviation(together.pair.g[k], wanted.g) <= 1e-5
         assert bool(together.converged[k])
+
+
+def test_the_planner_divides_a_batch(harness):
+    """As resident.cu launches it: problems of many lengths beside each other, whoever is free takes the next."""
+    draw = torch.Generator().manual_seed(4)
+    cost = torch.rand(23, 90, 77, generator=draw) * torch.linspace(0.1, 9, 23)[:, None, None]
+    mass_a, mass_b = torch.full((90,), 1 / 90), torch.full((77,), 1 / 77)
+    assert division(harness, 23, 90, 77, chip=(6, 40_000, 1 << 20))["groups"] == 6
+    first, again = (run(harness, cost, mass_a, mass_b, 0.02, (0.5, 2.0), tol=1e-4, blocks=0, groups=6, room=40_000,
+                        cache=1 << 20, seed=seed) for seed in (0, 6))
+    assert bool(first.converged.all())
+    assert len(first.n_iter.unique()) > 3
+    for one, other in zip(vectors(first), vectors(again), strict=True):
+        assert torch.equal(one, other)
 
 
 @pytest.mark.filterwarnings("ignore::uotlib.ConvergenceWarning")
@@ -266,9 +388,14 @@ from test_cuda_host import INF, problem, run
 harness = ctypes.CDLL({library!r})
 rng = random.Random(11)
 for n, m, blocks, room, method in ((1, 1, 1, 0, "auto"), (33, 129, 5, 9000, "auto"), (3, 2049, 2, 9000, "auto"),
-                                   (2, 5000, 1, 0, "sinkhorn"), (131, 64, 2, 2000, "auto")):
+                                   (2, 5000, 1, 0, "sinkhorn"), (131, 64, 2, 2000, "auto"), (150, 64, 1, 70000, "auto"),
+                                   (30, 2047, 1, 150000, "auto"), (5, 8197, 2, 70000, "sinkhorn"),
+                                   (2, 8192, 1, 70000, "sinkhorn"), (2, 20001, 1, 160000, "sinkhorn")):
     cost, a, b = problem(rng, n, m, False, True)
-    run(harness, cost, a, b, 0.02, (0.5, INF), "entropy", method, 40, 1e-4, blocks=blocks, room=room, seed=5)
+    cut = {{"blocks": blocks, "room": room, "cache": 0, "seed": 5}}
+    run(harness, cost, a, b, 0.02, (0.5, INF), "entropy", method, 40 if m < 2000 else 3, 1e-4, **cut)
+cost, a, b = (torch.rand(9, *shape) for shape in ((20, 30), (20,), (30,)))
+run(harness, cost, a, b, 0.02, (0.5, INF), max_iter=40, blocks=2, groups=3, seed=5)
 """
 
 

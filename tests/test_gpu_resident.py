@@ -13,7 +13,7 @@ DEVICE = torch.device("cuda")
 REASON = BACKENDS["cuda"].why_not(DEVICE, torch.float32) if torch.cuda.is_available() else "torch sees no GPU here"
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(REASON is not None, reason=f"needs an NVIDIA GPU: {REASON}")]
 
-SIZES = [(1, 1), (41, 130), (300, 777), (1000, 2049), (133, 8192), (4096, 4096)]
+SIZES = [(1, 1), (41, 130), (300, 777), (1000, 2049), (133, 8192), (4096, 4096), (5000, 8191), (300, 20_000)]
 
 
 def problem(n: int, m: int, batch: int = 1) -> tuple[Tensor, Tensor, Tensor]:
@@ -48,15 +48,34 @@ def test_solves_reach_their_violation(n, m, reg):
     torch.testing.assert_close(found.row_mass.double().sum(-1), wanted.row_mass.sum(-1), rtol=1e-3, atol=0)
 
 
-def test_a_queue_of_problems_is_each_of_them_every_time():
-    cost, a, b = problem(257, 300, batch=40)
-    first, again = (solve((cost, a, b), reg=1e-2, reg_m=0.5, tol=1e-4) for _ in range(2))
-    assert torch.equal(first.f, again.f)
-    assert torch.equal(first.g, again.g)
-    for item in (0, 17, 39):
-        alone = solve((cost[item], a[item], b[item]), reg=1e-2, reg_m=0.5, tol=1e-4)
-        assert torch.equal(first.f[item], alone.f)
-        assert int(first.n_iter[item]) == int(alone.n_iter)
+@pytest.mark.parametrize(("batch", "n", "m"), [(400, 60, 50), (300, 200, 200), (40, 257, 300), (64, 512, 512)])
+def test_a_queue_of_problems_is_each_of_them_every_time(batch, n, m):
+    """One block a problem, or a group: whichever takes it, and whatever it solved before, the bits are the same."""
+    cost, a, b = problem(n, m, batch)
+    how = {"reg": 1e-2, "reg_m": 0.5, "tol": 1e-4}
+    first, again = (solve((cost, a, b), **how) for _ in range(2))
+    turned = solve((cost.flip(0), a.flip(0), b.flip(0)), **how)
+    for name in ("f", "g", "n_iter"):
+        assert torch.equal(getattr(first, name), getattr(again, name))
+        assert torch.equal(getattr(first, name), getattr(turned, name).flip(0))
+    for item in (0, 17, batch - 1):  # alone, a problem has more blocks, whose sums are rounded otherwise
+        alone = solve((cost[item], a[item], b[item]), **how)
+        torch.testing.assert_close(first.f[item], alone.f, rtol=0, atol=1e-4)
+        assert bool(alone.converged)
+    assert bool(first.converged.all())
+
+
+@pytest.mark.parametrize(("n", "m", "offset"), [(20_000, 4096, 0), (20_000, 2047, 0), (30_000, 1000, 1),
+                                                (12_000, 8192, 0)])
+def test_costs_beyond_the_cache_come_through_the_ring(n, m, offset):
+    """Aligned or not; the same bits every time."""
+    cost, a, b = problem(n, m + offset)
+    case = cost[..., offset:], a, b[..., offset:]
+    how = {"reg": 5e-2, "reg_m": 1.0, "method": "sinkhorn", "tol": 0, "max_iter": 4}
+    found, again, wanted = solve(case, **how), solve(case, **how), solve(case, "reference", **how)
+    for name in ("f", "g"):
+        assert torch.equal(getattr(found, name), getattr(again, name))
+        torch.testing.assert_close(getattr(found, name).double(), getattr(wanted, name), rtol=0, atol=1e-5)
 
 
 def test_gradients_are_those_of_triton():

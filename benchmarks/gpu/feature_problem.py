@@ -22,16 +22,10 @@ BOUND = 0.02
 
 
 @dataclass(frozen=True)
-class FeatureProblem:
-    """Features x (n, d), z (n, d), masses a, b (n,), all float32; ``reg_m`` infinite is balanced."""
+class FeatureProblem(problems.Featured):
+    """Float32 features and masses, as many points on both sides; their cost is of a ``kind``."""
 
     kind: str
-    x: Tensor
-    z: Tensor
-    a: Tensor
-    b: Tensor
-    reg: float
-    reg_m: float
 
     def cost(self, **how: Any) -> CosineCost | SqEuclideanCost:
         """The library's cost object."""
@@ -54,8 +48,8 @@ def draw(kind: str, n: int, d: int, device: torch.device) -> FeatureProblem:
     """Cosines between clustered directions, unbalanced; or flash-sinkhorn's own: normal points, balanced, eps 0.1."""
     if kind == "cosine":
         x, z, a, b = (part[0] for part in problems.clustered_features(1, n, d, device))
-        return FeatureProblem(kind, x, z, a, b, reg=1e-2, reg_m=1.0)
-    return FeatureProblem(kind, *problems.normal_features(n, d, device), reg=0.1, reg_m=float("inf"))
+        return FeatureProblem(x, z, a, b, reg=1e-2, reg_m=1.0, kind=kind)
+    return FeatureProblem(*problems.normal_features(n, d, device), reg=0.1, reg_m=float("inf"), kind=kind)
 
 
 def judged(problem: FeatureProblem, f: Tensor, g: Tensor) -> Row:

@@ -27,7 +27,7 @@ BLOCK_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
-class Task:
+class Task(problems.Featured):
     """sum |z carried over to x|^2, the carried being (T z) / (T 1), for the cosine cost of x and z.
 
     Args:
@@ -36,12 +36,6 @@ class Task:
     """
 
     to: str
-    x: Tensor
-    z: Tensor
-    a: Tensor
-    b: Tensor
-    reg: float
-    reg_m: float
     streamed: bool = False
 
     def double(self) -> Task:
@@ -59,7 +53,7 @@ Loss = Callable[[Tensor], Tensor]
 
 def draw(to: str, n: int, d: int, reg: float, device: torch.device, streamed: bool = False) -> Task:
     x, z, a, b = (part[0] for part in problems.clustered_features(1, n, d, device))
-    return Task(to, x, z, a, b, reg, 1.0, streamed)
+    return Task(x, z, a, b, reg, 1.0, to, streamed)
 
 
 def ours(task: Task, backend: str = "triton", violation: float = VIOLATION) -> Loss:

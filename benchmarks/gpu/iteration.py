@@ -23,12 +23,13 @@ SHOWN, UNSOLVED = 50, 1.0
 BUDGET = 2.0
 
 
-def our_iteration(stage: Stage, problem: Problem, method: str, graph: bool) -> Row:
+def our_iteration(stage: Stage, problem: Problem, method: str, graph: bool, **how: Any) -> Row:
+    """``how``: more settings of `ours.solve`."""
     init = ours.near(problem)
-    row = ours.check(problem, method, init)
+    row = ours.check(problem, method, init, **how)
     if not row["correct"]:
         return row
-    return row | _timed(stage, problem, ours.iterations(problem, method, init), graph)
+    return row | _timed(stage, problem, ours.iterations(problem, method, init, **how), graph)
 
 
 def peer_iteration(stage: Stage, peer: Peer, problem: Problem, graph: bool) -> Row:
@@ -54,9 +55,9 @@ def _verdict(peer: Peer, problem: Problem, runner: Runner) -> Row:
     return {"violation": violation, "iterations": count, "correct": violation < UNSOLVED}
 
 
-def our_solve(stage: Stage, problem: Problem, violation: float) -> Row:
+def our_solve(stage: Stage, problem: Problem, violation: float, **how: Any) -> Row:
     """A whole call, to a violation as the judge sees it."""
-    solve = partial(ours.to_violation, problem, violation)
+    solve = partial(ours.to_violation, problem, violation, **how)
     solution = solve()
     pair = answer(solution)
     found = judge(problem, pair.f, pair.g).violation

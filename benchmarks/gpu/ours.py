@@ -24,18 +24,18 @@ POTENTIAL_BOUND = 1e-4
 CERTIFICATE_SHARE, CERTIFICATE_FLOOR = 0.05, 3e-5
 
 
-def solve(problem: Problem, **settings: Any) -> Solution:
+def solve(problem: Problem, backend: str = "triton", **settings: Any) -> Solution:
     """The library's call, without gradients."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # the judge says whether it arrived
         return unbalanced_sinkhorn(
             problem.cost, problem.a, problem.b, reg=problem.reg, reg_m=problem.reg_m, reg_type=problem.reg_type,
-            backend="triton", grad="none", **settings)
+            backend=backend, grad="none", **settings)
 
 
-def to_violation(problem: Problem, violation: float, max_iter: int = 3000) -> Solution:
+def to_violation(problem: Problem, violation: float, max_iter: int = 3000, **how: Any) -> Solution:
     """To this violation as the judge sees it."""
-    return solve(problem, tol=MARGIN * violation, max_iter=max_iter)
+    return solve(problem, tol=MARGIN * violation, max_iter=max_iter, **how)
 
 
 @lru_cache(maxsize=1)
@@ -45,18 +45,18 @@ def near(problem: Problem) -> tuple[Tensor, Tensor]:
     return found.f, found.g
 
 
-def iterations(problem: Problem, method: str, init: tuple[Tensor, Tensor]) -> Callable[[int], Solution]:
+def iterations(problem: Problem, method: str, init: tuple[Tensor, Tensor], **how: Any) -> Callable[[int], Solution]:
     """So many iterations at the target eps."""
-    return lambda count: solve(problem, method=method, init=init, tol=0, max_iter=count)
+    return lambda count: solve(problem, method=method, init=init, tol=0, max_iter=count, **how)
 
 
-def check(problem: Problem, method: str, init: tuple[Tensor, Tensor]) -> dict[str, Any]:
+def check(problem: Problem, method: str, init: tuple[Tensor, Tensor], **how: Any) -> dict[str, Any]:
     """Whether iterations are right: the textbook's against float64, others' certificate against the judge."""
     if method == "sinkhorn":
-        textbook = answer(solve(problem, method=method, tol=0, max_iter=CHECKED))
+        textbook = answer(solve(problem, method=method, tol=0, max_iter=CHECKED, **how))
         error = potential_error(problem, textbook.f, textbook.g)
         return {"error": error, "bound": POTENTIAL_BOUND, "correct": error <= POTENTIAL_BOUND}
-    solution = iterations(problem, method, init)(CHECKED)
+    solution = iterations(problem, method, init, **how)(CHECKED)
     pair = answer(solution)
     judged, claimed = judge(problem, pair.f, pair.g).violation, float(solution.violation.max())
     bound = CERTIFICATE_SHARE * judged + CERTIFICATE_FLOOR

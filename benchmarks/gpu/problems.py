@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -11,6 +12,18 @@ from torch.nn.functional import normalize
 from benchmarks.cpu.case import Problem
 
 CLUSTERS, NOISE = 32, 0.35
+
+
+@dataclass(frozen=True)
+class Featured:
+    """Features x (n, d), z (m, d) and masses a (n,), b (m,); ``reg_m`` infinite is balanced."""
+
+    x: Tensor
+    z: Tensor
+    a: Tensor
+    b: Tensor
+    reg: float
+    reg_m: float
 
 
 def clustered_features(batch: int, n: int, d: int, device: torch.device, seed: int = 0) -> tuple[Tensor, ...]:

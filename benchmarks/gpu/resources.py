@@ -54,7 +54,7 @@ def resources(configuration: Configuration, target: str) -> Resources:
     tile, amd = configuration.tile, target.startswith("gfx")
     options = launch_options(tile)
     if amd:
-        options.pop("maxnreg")  # AMD's compiler has no such option
+        options.pop("maxnreg", None)  # AMD's compiler has no such option, nor has a torch for it asked for it
     kernel = triton.compile(source(configuration, amd), options=options,
                             target=GPUTarget("hip", target, 64) if amd else GPUTarget("cuda", int(target), 32))
     return Resources(

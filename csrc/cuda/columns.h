@@ -12,13 +12,13 @@ struct ColumnThread {
 
 // Log-weight of a column that takes part, -inf for one that does not.
 UOT_CODE double live_weight(const Work& work, int j) {
-  const bool takes_part = work.mass_b[j] > 0 && !(work.task.ws.col_flags[j] & kDropped);
-  return !takes_part ? -kInfinity : work.task.entropy ? 0.0 : work.task.ws.log_mass_b[j];
+  const bool takes_part = work.mass_b[j] > 0 && !(work.ws.col_flags[j] & kDropped);
+  return !takes_part ? -kInfinity : work.task.entropy ? 0.0 : work.ws.log_mass_b[j];
 }
 
 // Writes g of the pass to come, and log v as the rows need it.
 UOT_CODE void set_potential(const Work& work, int j, double g, double eps, int pass, bool everyone) {
-  const Workspace& ws = work.task.ws;
+  const Workspace& ws = work.ws;
   const Split v = split_exponent(everyone ? g / eps : live_weight(work, j) + g / eps);
   ws.g[pass & 1][j] = g;
   ws.exponent[j] = v.exponent;
@@ -27,7 +27,7 @@ UOT_CODE void set_potential(const Work& work, int j, double g, double eps, int p
 
 // g as it is shown: +inf for a column that no row reaches.
 UOT_CODE double shown(const Work& work, int j, double g) {
-  return work.mass_b[j] > 0 && (work.task.ws.col_flags[j] & kDropped) ? kInfinity : g;
+  return work.mass_b[j] > 0 && (work.ws.col_flags[j] & kDropped) ? kInfinity : g;
 }
 
 // The lse, the answer and the marginal that belong to a column's sum.
@@ -51,7 +51,7 @@ UOT_CODE void exact_columns(Block& block, const Work& work, States& states, Scal
     bool any = false;
     if (lane < lanes && c < width && wanted[c] != 0.0f) {
       for (int i = lane; i < work.task.cut.n; i += lanes) {
-        const Split u = split_exponent(work.task.ws.log_u[i]);
+        const Split u = split_exponent(work.ws.log_u[i]);
         const float cost = work.row(i)[begin + c], power = power_of(cost, scale, u.exponent);
         if (power != power) sum = power;
         if (!(power > kNegInf)) continue;
@@ -102,7 +102,7 @@ UOT_PHASE void merge_columns(Block block) {
   Shared& shared = block.shared();
   const Track& track = shared.track;
   const Layout& cut = work.task.cut;
-  const Workspace& ws = work.task.ws;
+  const Workspace& ws = work.ws;
   const int vectors = gram_vectors(track, work.task.set);
   const bool before = wants_pair(work, track, pass), everyone = pass == 0 && everyone_first(work);
   const int depth = work.task.set.anderson_depth;
@@ -125,7 +125,8 @@ UOT_PHASE void merge_columns(Block block) {
       const int c = t % columns, lane = t / columns;
       double sum = 0;
       if (lane < lanes && c < width)
-        for (int p = lane; p < cut.row_blocks; p += lanes) sum += double(ws.partial[p * cut.pitch + begin + c]);
+        for (int p = lane; p < cut.partials(); p += lanes)
+          sum += double(ws.partial[int64_t(p) * cut.pitch + begin + c]);
       shared.unit.lanes[t] = sum;
     });
     block.each(states, [&](int t, auto& s) {

@@ -146,11 +146,11 @@ template <class Block> UOT_CODE void solve_normal_equations(Block& block, const 
 
 // Where the iteration takes column j, and how far beyond that acceleration would go.
 UOT_CODE double moved(const Work& work, const Track& track, int j, int pass) {
-  const Workspace& ws = work.task.ws;
+  const Workspace& ws = work.ws;
   return live_weight(work, j) > -kHuge ? ws.answer[j] - track.translation : ws.g[pass & 1][j];
 }
 UOT_CODE double combination(const Work& work, const Track& track, int j, double image) {
-  const Workspace& ws = work.task.ws;
+  const Workspace& ws = work.ws;
   double sum = 0;
   for (int k = 0; k < track.count; ++k) {
     const int slot = history_slot(track.pushed, work.task.set.anderson_depth, track.count, k);
@@ -181,7 +181,7 @@ template <class Block> UOT_CODE void measure_step(Block& block, const Work& work
       return size < kInfinity ? size : 0.0;
     });
     block.each([&](int t) {
-      if (t == 0) work.task.ws.furthest[unit] = furthest;
+      if (t == 0) work.ws.furthest[unit] = furthest;
     });
   }
 }
@@ -192,7 +192,7 @@ template <class Block> UOT_PHASE void move_columns(Block block) {
   const int pass = work.pass;
   const Track& track = block.shared().track;
   const Layout& cut = work.task.cut;
-  const Workspace& ws = work.task.ws;
+  const Workspace& ws = work.ws;
   const Settings& set = work.task.set;
   double share = 1;
   if (track.measure) {

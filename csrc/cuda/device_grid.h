@@ -1,5 +1,5 @@
-// The grid of resident.h on a device: one block a multiprocessor, all launched together.  What each operation means is
-// in host_grid.h, which adds in the same order.
+// The grid of resident.h on a device: one block a multiprocessor, all launched together, and a group of them for each
+// problem at work.  What each operation means is in host_grid.h, which adds in the same order.
 #pragma once
 
 #include "resident.h"
@@ -15,8 +15,8 @@ class DeviceBlock {
     UOT_CODE explicit Threads(DeviceBlock&) {}
   };
 
-  UOT_CODE int index() const { return blockIdx.x; }
-  UOT_CODE int count() const { return gridDim.x; }
+  UOT_CODE int index() const { return shared().index; }
+  UOT_CODE int count() const { return shared().count; }
   UOT_CODE Shared& shared() const { return *reinterpret_cast<Shared*>(device_memory); }
   UOT_CODE float* rows() const { return reinterpret_cast<float*>(device_memory) + kSharedBytes / sizeof(float); }
 
@@ -43,12 +43,38 @@ class DeviceBlock {
   template <class S, class F> UOT_CODE bool any(Threads<S>& states, F f) {
     return __syncthreads_or(f(int(threadIdx.x), states.state));
   }
-  template <class S> UOT_CODE float row_max(Threads<S>& states) {
-    return float(max([&](int) { return double(states.state.peak); }));
+  // 16 or 4 bytes on their way to shared memory.  The copies of a thread that follow each other up to its next commit
+  // are there when wait_copies leaves no more than `younger` commits open, for that thread; others need a barrier.
+  UOT_CODE void copy_four(int, float* to, const float* from) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(unsigned(__cvta_generic_to_shared(to))), "l"(from)
+                 : "memory");
+  }
+  UOT_CODE void copy_one(int, float* to, const float* from) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(unsigned(__cvta_generic_to_shared(to))), "l"(from)
+                 : "memory");
+  }
+  UOT_CODE void commit(int) { asm volatile("cp.async.commit_group;" ::: "memory"); }
+  UOT_CODE void wait_copies(int, int younger) {
+    if (younger == 0) asm volatile("cp.async.wait_group 0;" ::: "memory");
+    else if (younger == 1) asm volatile("cp.async.wait_group 1;" ::: "memory");
+    else asm volatile("cp.async.wait_group 2;" ::: "memory");
+  }
+
+  template <class S> UOT_CODE void team_max(Threads<S>& states, int warps) {
+    float& most = states.state.peak;
+    UOT_UNROLL
+    for (int apart = 16; apart > 0; apart /= 2) most = fmaxf(most, __shfl_xor_sync(~0u, most, apart));
+    if (warps == 1) return;
+    const int warp = threadIdx.x / 32;
+    if (threadIdx.x % 32 == 0) shared().warp_part[warp] = most;
+    __syncthreads();
+    most = float(shared().warp_part[warp / warps * warps + threadIdx.x % warps]);
+    for (int apart = warps / 2; apart > 0; apart /= 2) most = fmaxf(most, __shfl_xor_sync(~0u, most, apart));
+    __syncthreads();
   }
 
   // A warp's lanes end up in R groups with a row each: half of the rows change places at every step.
-  template <int R, class S, class F> UOT_CODE void row_scales(Threads<S>& states, F f) {
+  template <int R, class S, class F> UOT_CODE void row_scales(Threads<S>& states, int warps, F f) {
     static_assert(R == 1 || R == 2 || R == 4, "rows must share a warp evenly");
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, row = lane / (32 / R);
     const auto exchange = [&](float low, float high, int apart) {
@@ -67,13 +93,21 @@ class DeviceBlock {
     }
     UOT_UNROLL
     for (int apart = 16 / R; apart > 0; apart /= 2) total += __shfl_xor_sync(~0u, total, apart);
-    turn_ ^= 1;
-    if (lane % (32 / R) == 0) shared().row_part[turn_][row][warp] = total;
-    __syncthreads();
-    total = shared().row_part[turn_][row][lane % 8] + shared().row_part[turn_][row][lane % 8 + 8];
-    UOT_UNROLL
-    for (int apart = 4; apart > 0; apart /= 2) total += __shfl_xor_sync(~0u, total, apart);
-    const float scale = f(row, total, warp == 0 && lane % (32 / R) == 0);
+    if (warps > 1) {
+      turn_ ^= 1;
+      if (lane % (32 / R) == 0) shared().row_part[turn_][row][warp] = total;
+      __syncthreads();
+      const float* const part = shared().row_part[turn_][row] + warp / warps * warps;
+      if (warps == kWarps) {
+        total = part[lane % 8] + part[lane % 8 + 8];
+        UOT_UNROLL
+        for (int apart = 4; apart > 0; apart /= 2) total += __shfl_xor_sync(~0u, total, apart);
+      } else {
+        total = part[lane % warps];
+        for (int apart = warps / 2; apart > 0; apart /= 2) total += __shfl_xor_sync(~0u, total, apart);
+      }
+    }
+    const float scale = f(s, row, total, warp % warps == 0 && lane % (32 / R) == 0);
     UOT_UNROLL
     for (int r = 0; r < R; ++r) s.scale[r] = __shfl_sync(~0u, scale, r * (32 / R));
   }
@@ -96,11 +130,20 @@ class DeviceBlock {
   int turn_ = 0;
 };
 
+// What groups share, 0 at the launch: a line for problems taken from the queue, one for each group's barrier.
+constexpr int kLine = 128;
+
 class DeviceGrid {
  public:
-  // `arrivals`: 0 at the launch.
-  UOT_CODE explicit DeviceGrid(unsigned* arrivals) : arrivals_(arrivals) {
-    if (threadIdx.x == 0) DeviceBlock().shared().expected = 0;
+  UOT_CODE DeviceGrid(const Task& task, char* lines) : lines_(lines) {
+    Shared& shared = DeviceBlock().shared();
+    if (threadIdx.x == 0) {
+      shared.expected = 0;
+      shared.group = int(blockIdx.x) / task.blocks;
+      shared.index = int(blockIdx.x) % task.blocks;
+      shared.count = task.blocks;
+    }
+    __syncthreads();
   }
 
   template <class F> UOT_CODE void phase(F f) {
@@ -110,23 +153,31 @@ class DeviceGrid {
   }
   UOT_CODE const Track& track() { return DeviceBlock().shared().track; }
   UOT_CODE const Work& work() { return DeviceBlock().shared().work; }
+  UOT_CODE int number() { return DeviceBlock().shared().group; }
+  UOT_CODE int64_t draw() {
+    return DeviceBlock().shared().work.task.groups +
+           int64_t(atomicAdd(reinterpret_cast<unsigned long long*>(lines_), 1ull));
+  }
 
  private:
-  // Everything written before is seen by all after.
+  // Everything that the group's blocks wrote before is seen by all of them after.
   UOT_CODE void wait() {
     __syncthreads();
+    Shared& shared = DeviceBlock().shared();
+    if (shared.count == 1) return;
     if (threadIdx.x == 0) {
-      const unsigned expected = DeviceBlock().shared().expected += gridDim.x;
+      char* const arrivals = lines_ + kLine * (1 + shared.group);
+      const unsigned expected = shared.expected += shared.count;
       unsigned seen;
-      asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(arrivals_) : "memory");
+      asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(arrivals) : "memory");
       do {
-        asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(arrivals_) : "memory");
+        asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(arrivals) : "memory");
       } while (int(seen - expected) < 0);  // the count may pass 2^32
     }
     __syncthreads();
   }
 
-  unsigned* arrivals_;
+  char* lines_;
 };
 
 }  // namespace uot::resident

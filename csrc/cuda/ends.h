@@ -2,58 +2,92 @@
 #pragma once
 
 #include "decide.h"
-#include "rows.h"
+#include "row.h"
 
 namespace uot::resident {
 
 constexpr int kSampledRows = 32;  // rows of the cost that its spread is taken from
 
 struct Reader {
-  uint32_t seen;  // bit k: column t + k kThreads has an allowed pair with a row that has mass
+  uint32_t seen;  // bit k: column t + k kThreads of the window has an allowed pair with a row that has mass
   float low, high;
 };
 
-// Reads the whole cost once: resident rows to shared memory, who can reach whom, its extremes.
+// Reads a window of a unit of rows: resident ones to shared memory, who can reach whom, the extremes.
+template <class S>
+UOT_CODE void read_window(const Work& work, int t, S& s, float* rows, float* reaching, int span, int stop, int left,
+                          int right) {
+  constexpr int kRows = 4, kColumns = 2;  // on their way together
+  const Layout& cut = work.task.cut;
+  const int begin = span / cut.block_rows * cut.block_rows, sampled = cut.n < kSampledRows ? 1 : cut.n / kSampledRows;
+  for (int first = span; first < stop; first += kRows) {
+    bool reaches[kRows] = {};
+    for (int j = left + t, k = 0; j < right; j += kColumns * kThreads, k += kColumns) {
+      float cost[kRows][kColumns];
+      UOT_UNROLL
+      for (int r = 0; r < kRows; ++r) {
+        UOT_UNROLL
+        for (int c = 0; c < kColumns; ++c) {
+          const int column = j + c * kThreads;
+          cost[r][c] = column < cut.m ? work.row(least_of(first + r, stop - 1))[column] : -kNegInf;
+        }
+      }
+      UOT_UNROLL
+      for (int r = 0; r < kRows; ++r) {
+        const int i = first + r;
+        if (i >= stop) break;
+        UOT_UNROLL
+        for (int c = 0; c < kColumns; ++c) {
+          const int column = j + c * kThreads;
+          if (column >= right) break;
+          const float one = cost[r][c];
+          if (i - begin < cut.resident_rows) rows[(i - begin) * cut.pitch + column] = one;
+          if (!(fabsf(one) < -kNegInf)) continue;
+          reaches[r] = reaches[r] || work.mass_b[column] > 0;
+          if (work.mass_a[i] > 0) s.seen |= 1u << (k + c);
+          if (i % sampled == 0) s.low = fminf(s.low, one), s.high = fmaxf(s.high, one);
+        }
+      }
+    }
+    for (int r = 0; r < kRows; ++r)
+      if (reaches[r]) reaching[first + r - span] = 1.0f;
+  }
+}
+
+// Reads the whole cost once.
 template <class Block> UOT_PHASE void read_cost(Block block) {
+  constexpr int kWindow = 32 * kThreads;
   const Work& work = block.shared().work;
   Shared& shared = block.shared();
   const Layout& cut = work.task.cut;
-  const Workspace& ws = work.task.ws;
-  const int begin = block.index() * cut.block_rows, end = least_of(cut.n, begin + cut.block_rows);
-  const int sampled = cut.n < kSampledRows ? 1 : cut.n / kSampledRows;
+  const Workspace& ws = work.ws;
+  const int begin = row_begin(block), end = row_end(block);
   if (begin >= end) return;
   typename Block::template Threads<Reader> states(block);
-  block.alone(states, [&](int, auto& s) { s.seen = 0, s.low = -kNegInf, s.high = kNegInf; });
-  for (int span = begin; span < end; span += kUnit) {
-    const int stop = least_of(end, span + kUnit);
-    block.each([&](int t) {
-      if (t < kUnit) shared.sum[t] = 0.0f;
-    });
+  block.alone(states, [&](int, auto& s) { s.low = -kNegInf, s.high = kNegInf; });
+  for (int left = 0; left < cut.m; left += kWindow) {
+    const int right = least_of(cut.pitch, left + kWindow);
+    block.alone(states, [&](int, auto& s) { s.seen = 0; });
+    for (int span = begin; span < end; span += kUnit) {
+      const int stop = least_of(end, span + kUnit);
+      block.each([&](int t) {
+        if (t < kUnit) shared.sum[t] = 0.0f;
+      });
+      block.each(states, [&](int t, auto& s) {
+        read_window(work, t, s, block.rows(), shared.sum, span, stop, left, right);
+      });
+      block.each([&](int t) {
+        if (t >= stop - span) return;
+        ws.log_mass_a[span + t] = log(work.mass_a[span + t]);
+        if (left == 0) ws.row_flags[span + t] = 0;
+        if (shared.sum[t] > 0) ws.row_flags[span + t] = kReaches;
+      });
+    }
     block.each(states, [&](int t, auto& s) {
-      for (int i = span; i < stop; ++i) {
-        const bool sample = i % sampled == 0, massive = work.mass_a[i] > 0;
-        bool reaches = false;
-        for (int j = t, k = 0; j < cut.pitch; j += kThreads, ++k) {
-          const float cost = j < cut.m ? work.row(i)[j] : -kNegInf;
-          if (i - begin < cut.resident_rows) block.rows()[(i - begin) * cut.pitch + j] = cost;
-          if (!(fabsf(cost) < -kNegInf)) continue;
-          reaches = reaches || work.mass_b[j] > 0;
-          if (massive) s.seen |= 1u << k;
-          if (sample) s.low = fminf(s.low, cost), s.high = fmaxf(s.high, cost);
-        }
-        if (reaches) shared.sum[i - span] = 1.0f;
-      }
-    });
-    block.each([&](int t) {
-      if (t >= stop - span) return;
-      ws.log_mass_a[span + t] = log(work.mass_a[span + t]);
-      ws.row_flags[span + t] = shared.sum[t] > 0 ? kReaches : 0;
+      for (int j = left + t, k = 0; j < least_of(cut.m, right); j += kThreads, ++k)
+        ws.partial[int64_t(block.index()) * cut.pitch + j] = float(s.seen >> k & 1);
     });
   }
-  block.each(states, [&](int t, auto& s) {
-    for (int j = t, k = 0; j < cut.m; j += kThreads, ++k)
-      ws.partial[block.index() * cut.pitch + j] = float(s.seen >> k & 1);
-  });
   const double low = block.max(states, [](int, auto& s) { return -double(s.low); });
   const double high = block.max(states, [](int, auto& s) { return double(s.high); });
   const int first = block.index() * cut.units_per_block, units = ceil_div(end - begin, kUnit);
@@ -79,7 +113,7 @@ template <class Block> UOT_PHASE void begin_problem(Block block) {
   Shared& shared = block.shared();
   const Task& task = work.task;
   const Layout& cut = task.cut;
-  const Workspace& ws = task.ws;
+  const Workspace& ws = work.ws;
   const auto extreme = [&](int kind) {
     return block.max([&](int t) {
       double most = -kInfinity;
@@ -118,7 +152,7 @@ template <class Block> UOT_PHASE void begin_problem(Block block) {
   });
   own_columns(block, cut, [&](int j) {
     bool reaches = false;
-    for (int p = 0; p < cut.row_blocks && !reaches; ++p) reaches = ws.partial[p * cut.pitch + j] > 0;
+    for (int p = 0; p < cut.row_blocks && !reaches; ++p) reaches = ws.partial[int64_t(p) * cut.pitch + j] > 0;
     ws.col_flags[j] = reaches ? kReaches : 0;
     ws.log_mass_b[j] = log(work.mass_b[j]);
     const double g = task.start ? task.start[work.index * cut.m + j] : 0.0;
@@ -151,9 +185,9 @@ template <class Block> UOT_PHASE void answer_rows(Block block) {
   const int pass = work.pass;
   const Track& track = block.shared().track;
   const Layout& cut = work.task.cut;
-  const Workspace& ws = work.task.ws;
+  const Workspace& ws = work.ws;
   const Answers& out = work.task.out;
-  const int begin = block.index() * cut.block_rows, end = least_of(cut.n, begin + cut.block_rows);
+  const int begin = row_begin(block), end = row_end(block);
   for (int span = begin; span < end; span += kUnit) {
     const int width = least_of(kUnit, end - span);
     block.each([&](int t) {
@@ -179,7 +213,7 @@ template <class Block> UOT_PHASE void answer_columns(Block block) {
   const int pass = work.pass;
   const Track& track = block.shared().track;
   const Layout& cut = work.task.cut;
-  const Workspace& ws = work.task.ws;
+  const Workspace& ws = work.ws;
   const Answers& out = work.task.out;
   typename Block::template Threads<ColumnThread> states(block);
   for (int unit = block.index(); unit < cut.column_units; unit += block.count()) {

@@ -1,10 +1,12 @@
-// The grid of resident.h on a processor, for tests: blocks one after the other, in an order of the caller's, and inside
+// A group of resident.h on a processor, for tests: blocks one after the other, in an order of the caller's, and inside
 // a block threads one after the other.  What a phase reads before another block has written it, or a thread before a
 // barrier, differs from one order to the next, or is the NaN that memory starts with.
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
+#include <deque>
 #include <functional>
 #include <memory>
 #include <numeric>
@@ -27,7 +29,7 @@ class HostBlock {
 
   HostBlock(int index, int count, int64_t room, const std::vector<int>& order)
       : index_(index), count_(count), order_(order), shared_(new Shared),
-        rows_(new float[size_t(room) / sizeof(float)]) {
+        rows_(new float[size_t(room) / sizeof(float)]), copies_(new std::deque<Copy>[kThreads]) {
     std::memset(static_cast<void*>(shared_.get()), 0xff, sizeof(Shared));
     std::fill_n(rows_.get(), size_t(room) / sizeof(float), std::nanf(""));
   }
@@ -60,42 +62,80 @@ class HostBlock {
   template <class S, class F> bool any(Threads<S>& states, F f) {
     return max([&](int t) { return f(t, states[size_t(t)]) ? 1.0 : 0.0; }) > 0;
   }
-  template <class S> float row_max(Threads<S>& states) {
-    return folded<float>([&](int t) { return states[size_t(t)].peak; }, [](float a, float b) { return fmaxf(a, b); });
+  // Copies to shared memory that come as late as may be; what is there before them is NaN meanwhile.
+  void copy_four(int t, float* to, const float* from) {
+    for (int k = 0; k < 4; ++k) copy_one(t, to + k, from + k);
   }
-
-  // f(r, sum of part[r] over all threads, whether to write it down) to scale[r] of all, for R rows.
-  template <int R, class S, class F> void row_scales(Threads<S>& states, F f) {
-    for (int r = 0; r < R; ++r) {
-      const float total = folded<float>([&](int t) { return states[size_t(t)].part[r]; }, std::plus<float>());
-      const float scale = f(r, total, true);
-      for (S& state : states) state.scale[r] = scale;
+  void copy_one(int t, float* to, const float* from) {
+    *to = std::nanf("");
+    copies_[t].push_back({to, from});
+  }
+  void commit(int t) { copies_[t].push_back({nullptr, nullptr}); }
+  // The thread's copies are there, but for those of the last `younger` commits.
+  void wait_copies(int t, int younger) {
+    std::deque<Copy>& open = copies_[t];
+    auto commits = std::count_if(open.begin(), open.end(), [](const Copy& copy) { return !copy.to; });
+    for (; commits > younger; open.pop_front()) {
+      if (open.front().to) *open.front().to = *open.front().from;
+      else --commits;
     }
   }
 
+  // The largest `peak` of a team of so many warps, to all of its threads.
+  template <class S> void team_max(Threads<S>& states, int warps) {
+    folded<float>([&](int t) { return states[size_t(t)].peak; }, [](float a, float b) { return fmaxf(a, b); }, warps,
+                  [&](int t, float peak) { states[size_t(t)].peak = peak; });
+  }
+
+  // f(state, r, sum of part[r] over the team's threads, whether to write it down) to scale[r] of all, for R rows.
+  template <int R, class S, class F> void row_scales(Threads<S>& states, int warps, F f) {
+    for (int r = 0; r < R; ++r)
+      folded<float>([&](int t) { return states[size_t(t)].part[r]; }, std::plus<float>(), warps,
+                    [&](int t, float total) {
+                      S& s = states[size_t(t)];
+                      s.scale[r] = f(s, r, total, t % (32 * warps) == 0);
+                    });
+  }
+
  private:
+  struct Copy {
+    float* to;
+    const float* from;
+  };
+
   template <class T, class F, class Fold> T folded(F f, Fold fold) {
+    T all{};
+    folded<T>(f, fold, kWarps, [&](int, T one) { all = one; });
+    return all;
+  }
+
+  // Of teams of so many warps; give(t, its team's) for every thread.
+  template <class T, class F, class Fold, class Give> void folded(F f, Fold fold, int warps, Give give) {
     T lanes[kThreads];
     for (int t : order_) lanes[t] = f(t);
     for (int half = 16; half > 0; half /= 2)
       for (int w = 0; w < kThreads; w += 32)
         for (int l = 0; l < half; ++l) lanes[w + l] = fold(lanes[w + l], lanes[w + l + half]);
-    for (int half = kWarps / 2; half > 0; half /= 2)
-      for (int w = 0; w < half; ++w) lanes[32 * w] = fold(lanes[32 * w], lanes[32 * (w + half)]);
-    return lanes[0];
+    for (int half = warps / 2; half > 0; half /= 2)
+      for (int w = 0; w < kWarps; ++w)
+        if (w % warps < half) lanes[32 * w] = fold(lanes[32 * w], lanes[32 * (w + half)]);
+    for (int t : order_) give(t, lanes[t / (32 * warps) * (32 * warps)]);
   }
 
   int index_, count_;
   const std::vector<int>& order_;
   std::shared_ptr<Shared> shared_;
   std::shared_ptr<float[]> rows_;
+  std::shared_ptr<std::deque<Copy>[]> copies_;
 };
 
 class HostGrid {
  public:
-  // seed 0: blocks and threads in their order, 1: in the opposite order, else shuffled.
-  HostGrid(int blocks, int64_t room, uint64_t seed)
-      : seed_(seed), random_(seed), threads_(kThreads), order_(size_t(blocks)) {
+  // Group `number` of those that draw from a queue.  seed 0: blocks and threads in their order, 1: in the opposite
+  // order, else shuffled.
+  HostGrid(int blocks, int64_t room, uint64_t seed, int number, std::atomic<int64_t>& queue)
+      : number_(number), queue_(queue), seed_(seed), random_(seed + uint64_t(number)), threads_(kThreads),
+        order_(size_t(blocks)) {
     std::iota(threads_.begin(), threads_.end(), 0);
     std::iota(order_.begin(), order_.end(), 0);
     arrange(threads_);
@@ -110,6 +150,8 @@ class HostGrid {
   }
   const Track& track() const { return blocks_[0]->shared().track; }
   const Work& work() const { return blocks_[0]->shared().work; }
+  int number() const { return number_; }
+  int64_t draw() { return queue_++; }
   int64_t phases() const { return phases_; }
   // Whether every block came to the same decisions.
   bool agree() const {
@@ -126,6 +168,8 @@ class HostGrid {
     if (seed_ > 1) std::shuffle(items.begin(), items.end(), random_);
   }
 
+  int number_;
+  std::atomic<int64_t>& queue_;
   uint64_t seed_;
   std::mt19937_64 random_;
   std::vector<int> threads_;

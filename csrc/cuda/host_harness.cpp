@@ -1,4 +1,6 @@
 // The kernel's own code on a processor, as a library for tests/test_cuda_host.py.
+#include <thread>
+
 #include "host_grid.h"
 #include "plan.h"
 
@@ -6,20 +8,38 @@ using namespace uot::resident;
 
 namespace {
 
-template <int C> void run(HostGrid& grid, const Task& task, bool wide) {
-  if (wide) solve_all<C, true>(grid, task);
-  else solve_all<C, false>(grid, task);
+Division division_of(const Request& request, const int64_t* chip, int64_t blocks) {
+  const Chip device{int(chip[0]), chip[1], chip[2]};
+  return blocks > 0 ? divide(request, device, int(blocks)) : best_division(request, device);
 }
 
 }  // namespace
 
-// options: the numbers of uotlib.SolverOptions in the order of uot::Settings.  Returns the phases, -1 where blocks
-// disagreed.
+// How a batch of costs without gaps is divided: groups, blocks of one, its Way, resident rows, stages, rows at
+// a time, and bytes of shared memory behind Shared.
+extern "C" void resident_division(int64_t count, int64_t n, int64_t m, const int64_t* chip, int64_t blocks,
+                                  int64_t* out) {
+  Request request{};
+  request.batch_stride = n * m;
+  request.row_stride = m;
+  request.count = count;
+  request.n = int(n);
+  request.m = int(m);
+  const Division found = division_of(request, chip, blocks);
+  const Layout& cut = found.cut;
+  const int64_t shown[] = {found.groups, found.blocks, int64_t(found.way), cut.resident_rows, cut.stages,
+                           cut.together, cut.used()};
+  std::copy(std::begin(shown), std::end(shown), out);
+}
+
+// options: the numbers of uotlib.SolverOptions in the order of uot::Settings.  chip: blocks at a time, bytes of shared
+// memory for rows and of cache; blocks: of a group, or 0 for the planner's choice.  Groups run on threads of their own,
+// at the same time.  Returns the phases of all, -1 where blocks of a group disagreed.
 extern "C" int64_t resident_solve(const float* cost, int64_t batch_stride, int64_t row_stride, const int64_t* items,
                                   int64_t count, int64_t n, int64_t m, const double* mass_a, const double* tau_a,
                                   const double* mass_b, const double* tau_b, const double* reg, const double* start,
                                   double* out, int entropy, int textbook, int64_t max_iter, double tol, int synchronous,
-                                  const double* options, int64_t blocks, int64_t room, uint64_t seed) {
+                                  const double* options, const int64_t* chip, int64_t blocks, uint64_t seed) {
   uot::Settings set{};
   set.textbook = textbook != 0;
   set.synchronous = synchronous != 0;
@@ -34,15 +54,21 @@ extern "C" int64_t resident_solve(const float* cost, int64_t batch_stride, int64
   set.check_every = int64_t(options[11]);
   const Request request{cost, batch_stride, row_stride, items, count, int(n), int(m), entropy != 0, {mass_a, tau_a},
                         {mass_b, tau_b}, reg, start, out, set};
+  const Division cut = division_of(request, chip, blocks);
   int64_t bytes = 0;
-  plan(request, int(blocks), room, nullptr, &bytes);
+  plan(request, cut, nullptr, &bytes);
   std::vector<char> memory(size_t(bytes), char(0xff));
-  HostGrid grid(int(blocks), room, seed);
-  const Task task = plan(request, int(blocks), room, memory.data(), &bytes);
-  switch (chunks_of(int(m))) {
-    case 1: run<1>(grid, task, wide(request)); break;
-    case 2: run<2>(grid, task, wide(request)); break;
-    default: run<4>(grid, task, wide(request));
-  }
-  return grid.agree() ? grid.phases() : -1;
+  const Task task = plan(request, cut, memory.data(), &bytes);
+  std::atomic<int64_t> queue{cut.groups}, phases{0};
+  std::atomic<bool> agreed{true};
+  std::vector<std::thread> threads;
+  for (int group = 0; group < cut.groups; ++group)
+    threads.emplace_back([&, group] {
+      HostGrid grid(cut.blocks, cut.cut.used(), seed, group, queue);
+      with_sweep(cut.way, int(m), [&](auto sweep) { solve_all<decltype(sweep)>(grid, task); });
+      phases += grid.phases();
+      if (!grid.agree()) agreed = false;
+    });
+  for (std::thread& thread : threads) thread.join();
+  return agreed ? phases.load() : -1;
 }

@@ -7,22 +7,19 @@
 namespace uot::resident {
 namespace {
 
-constexpr int64_t kCounterBytes = 256;  // of the workspace, before everything else
+// Of the workspace, before everything else; a multiple of two lines.
+int64_t line_bytes(const Division& division) { return int64_t(2 * kLine) * (1 + division.groups / 2); }
 
-template <int C, bool W>
-__global__ void __launch_bounds__(kThreads, 1) resident_kernel(const __grid_constant__ Task task, unsigned* arrivals) {
-  DeviceGrid grid(arrivals);
-  solve_all<C, W>(grid, task);
+template <class Sweep>
+__global__ void __launch_bounds__(kThreads, 1) resident_kernel(const __grid_constant__ Task task, char* lines) {
+  DeviceGrid grid(task, lines);
+  solve_all<Sweep>(grid, task);
 }
 
-template <int C> const void* kernel_of(bool wide) {
-  return wide ? reinterpret_cast<const void*>(&resident_kernel<C, true>)
-              : reinterpret_cast<const void*>(&resident_kernel<C, false>);
-}
-
-const void* kernel_for(int m, bool wide) {
-  const int chunks = chunks_of(m);
-  return chunks == 1 ? kernel_of<1>(wide) : chunks == 2 ? kernel_of<2>(wide) : kernel_of<4>(wide);
+const void* kernel_for(Way way, int m) {
+  return with_sweep(way, m, [](auto sweep) {
+    return reinterpret_cast<const void*>(&resident_kernel<decltype(sweep)>);
+  });
 }
 
 // Makes a device current for as long as it lives.
@@ -32,16 +29,20 @@ class Current {
     status_ = cudaGetDevice(&before_);
     if (status_ == cudaSuccess) status_ = cudaSetDevice(device);
   }
-  ~Current() { cudaSetDevice(before_); }
+  ~Current() {
+    if (before_ >= 0) cudaSetDevice(before_);
+  }
   cudaError_t status() const { return status_; }
 
  private:
-  int before_ = 0;
+  int before_ = -1;
   cudaError_t status_;
 };
 
 struct Capacity {
-  int multiprocessors, cooperative, shared;
+  int multiprocessors, cooperative, shared, cache;
+
+  Chip chip() const { return {multiprocessors, shared - kSharedBytes, cache}; }
 };
 
 cudaError_t capacity(int device, Capacity* out) {
@@ -50,17 +51,12 @@ cudaError_t capacity(int device, Capacity* out) {
     status = cudaDeviceGetAttribute(&out->cooperative, cudaDevAttrCooperativeLaunch, device);
   if (status == cudaSuccess)
     status = cudaDeviceGetAttribute(&out->shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  if (status == cudaSuccess) status = cudaDeviceGetAttribute(&out->cache, cudaDevAttrL2CacheSize, device);
   return status;
 }
 
 std::string said(const char* what, cudaError_t status) {
   return status == cudaSuccess ? "" : std::string(what) + ": " + cudaGetErrorString(status);
-}
-
-// Blocks of the launch: no more than have a few rows or a unit of columns to work on.
-int blocks_for(const Request& request, const Capacity& device) {
-  const int rows = ceil_div(request.n, rows_together(chunks_of(request.m))), units = ceil_div(request.m, kUnit);
-  return least_of(device.multiprocessors, rows > units ? rows : units);
 }
 
 }  // namespace
@@ -76,15 +72,17 @@ std::string why_not(int device) {
   cudaFuncAttributes attributes;
   const Current current(device);
   if (current.status() != cudaSuccess) return said("choosing the device", current.status());
-  return said("the kernel was not compiled for this device", cudaFuncGetAttributes(&attributes, kernel_for(1, true)));
+  return said("the kernel was not compiled for this device",
+              cudaFuncGetAttributes(&attributes, kernel_for(Way::kRing, 1)));
 }
 
 std::string workspace(const Request& request, int device, int64_t* bytes) {
   Capacity found{};
   const cudaError_t status = capacity(device, &found);
   if (status != cudaSuccess) return said("asking for the device's properties", status);
-  plan(request, blocks_for(request, found), found.shared - kSharedBytes, nullptr, bytes);
-  *bytes += kCounterBytes;
+  const Division division = best_division(request, found.chip());
+  plan(request, division, nullptr, bytes);
+  *bytes += line_bytes(division);
   return "";
 }
 
@@ -94,22 +92,20 @@ std::string launch(const Request& request, int device, std::uintptr_t stream, ch
   if (status != cudaSuccess) return said("asking for the device's properties", status);
   const Current current(device);
   if (current.status() != cudaSuccess) return said("choosing the device", current.status());
-  const int blocks = blocks_for(request, found);
-  const int64_t room = found.shared - kSharedBytes;
+  const Division division = best_division(request, found.chip());
   int64_t bytes = 0;
-  Task task = plan(request, blocks, room, memory + kCounterBytes, &bytes);
-  const int64_t rows = int64_t(sizeof(float)) * task.cut.resident_rows * task.cut.pitch;
-  const void* const kernel = kernel_for(request.m, wide(request));
+  char* lines = memory;
+  Task task = plan(request, division, memory + line_bytes(division), &bytes);
+  const void* const kernel = kernel_for(division.way, request.m);
   status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, found.shared);
   if (status != cudaSuccess) return said("asking for shared memory", status);
   const auto queue = reinterpret_cast<cudaStream_t>(stream);
-  status = cudaMemsetAsync(memory, 0, kCounterBytes, queue);
-  if (status != cudaSuccess) return said("clearing the barrier", status);
-  unsigned* arrivals = reinterpret_cast<unsigned*>(memory);
-  void* arguments[] = {&task, &arrivals};
+  status = cudaMemsetAsync(lines, 0, size_t(line_bytes(division)), queue);
+  if (status != cudaSuccess) return said("clearing the barriers", status);
+  void* arguments[] = {&task, &lines};
   return said("launching the kernel",
-              cudaLaunchCooperativeKernel(kernel, dim3(unsigned(blocks)), dim3(kThreads), arguments,
-                                          size_t(kSharedBytes + rows), queue));
+              cudaLaunchCooperativeKernel(kernel, dim3(unsigned(division.groups * division.blocks)), dim3(kThreads),
+                                          arguments, size_t(kSharedBytes + division.cut.used()), queue));
 }
 
 }  // namespace uot::resident

@@ -69,7 +69,7 @@ UOT_CODE void tally_unit(Block& block, int width, int count, double* out, int st
 template <class Block> UOT_CODE void tally_all(Block& block, const Work& work, int pairs) {
   Shared& shared = block.shared();
   const Layout& cut = work.task.cut;
-  const double *rows = work.task.ws.row_tally, *cols = work.task.ws.col_tally;
+  const double *rows = work.ws.row_tally, *cols = work.ws.col_tally;
   block.each([&](int t) {
     if (t >= 2 * kMaxima * kLanes) return;
     const int kind = t / kLanes % kMaxima;

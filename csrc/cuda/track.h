@@ -69,7 +69,8 @@ constexpr int kLanes = 8, kTallyLanes = 4;  // threads that add up one number of
 constexpr int kVectorRows = kTallies + kMaxVectors + 1;
 
 struct Shared {
-  unsigned expected;  // arrivals at the device's barrier, so far
+  unsigned expected;        // arrivals at the group's barrier on a device, so far
+  int index, count, group;  // of a device's block in its group, of blocks there, of the group
   Work work;
   Track track;
   Totals totals;

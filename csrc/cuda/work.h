@@ -35,8 +35,9 @@ struct Workspace {
   double *row_tally, *col_tally;                                       // (kTallies [+ kMaxPairs], units)
   double* furthest;                                                    // (units of columns)
   float *exponent, *mantissa;                                          // of v, (pitch)
-  float* partial;                                                      // (row blocks, pitch)
+  float* partial;                                                      // (partials, pitch)
   uint8_t *row_flags, *col_flags;
+  int64_t* turn;                                                       // the next problem
 };
 
 // Hands out parts of one array, or counts what they take: its start may be null.
@@ -68,13 +69,14 @@ UOT_HD int64_t carve(char* start, const Layout& cut, const Settings& set, Worksp
   carver.take(out.residual_steps, textbook ? 0 : set.anderson_depth * m);
   carver.take(out.ends, textbook ? 0 : (set.annealing.order + 1) * m);
   carver.take(out.row_tally, int64_t(kTallies) * cut.row_units);
-  carver.take(out.col_tally, (kTallies + kMaxPairs) * cut.column_units);
+  carver.take(out.col_tally, int64_t(kTallies + kMaxPairs) * cut.column_units);
   carver.take(out.furthest, cut.column_units);
   carver.take(out.exponent, cut.pitch);
   carver.take(out.mantissa, cut.pitch);
-  carver.take(out.partial, int64_t(cut.row_blocks) * cut.pitch);
+  carver.take(out.partial, int64_t(cut.partials()) * cut.pitch);
   carver.take(out.row_flags, n);
   carver.take(out.col_flags, m);
+  carver.take(out.turn, 1);
   return carver.used();
 }
 
@@ -90,20 +92,25 @@ struct Task {
   const double* start;  // (count, m) column potential to start from, which is then not annealed to; or null
   Answers out;
   Settings set;
+  bool wide;  // rows can be read 16 bytes at a time
   Layout cut;
-  Workspace ws;
+  int groups, blocks;  // so many groups of so many blocks solve a problem each at a time
+  char* memory;
+  int64_t group_bytes;  // of the memory
 };
 
 // The problem at hand, in every block's shared memory.
 struct Work {
   Task task;
+  Workspace ws;
   int64_t index;
   int pass;  // at hand, from 0
   const float* cost;
   const double *mass_a, *mass_b;
 
-  UOT_CODE void set(const Task& from, int64_t at) {
+  UOT_PHASE void set(const Task& from, int64_t at, int group) {
     task = from;
+    carve(from.memory + group * from.group_bytes, from.cut, from.set, ws);
     index = at;
     pass = -1;
     cost = from.cost + (from.items ? from.items[at] : at) * from.batch_stride;

@@ -1,7 +1,7 @@
 """Whole solves by the resident kernel of csrc/cuda: one launch from potentials to certificate, float32, NVIDIA devices.
 
-The kernel keeps what it can of the cost in shared memory from one iteration to the next, and takes the problems of a
-batch one after the other; `docs/gpu.md` says how.  What is not a solve of a cost in memory (single passes of streamed
+The kernel keeps what it can of the cost in shared memory from one iteration to the next, and solves small problems of a
+batch beside each other; `docs/gpu.md` says how.  What is not a solve of a cost in memory (single passes of streamed
 costs, products with the plan, gradients) is done by the kernels of the triton backend, from which this one inherits.
 """
 
@@ -19,6 +19,8 @@ from ..outcome import SCALARS, Outcome, StoredOutcome
 from .triton import TritonBackend
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
     from ..options import SolverOptions
     from ..problem import Problem
 
@@ -47,11 +49,11 @@ class CudaBackend(TritonBackend):
         Raises:
             BackendUnavailable: for what the kernel does not take, though its device could run it.
         """
+        assert extension is not None  # why_not has said so
         batch, (_, n, m) = problem.batch, cost.shape
-        reason = _refusal(n, m, max_iter, tol, options)
+        reason = _refusal(extension, n, m, max_iter, tol, options)
         if reason is not None:
             raise BackendUnavailable(reason)
-        assert extension is not None  # why_not has said so
         answers = torch.empty(batch * (3 * n + 3 * m + SCALARS), dtype=torch.float64, device=cost.device)
         if batch:
             start = None if init is None else init[1]
@@ -72,16 +74,15 @@ class CudaBackend(TritonBackend):
         return StoredOutcome(answers, batch, n, m)
 
 
-def _refusal(n: int, m: int, max_iter: int, tol: float | None, options: SolverOptions) -> str | None:
+def _refusal(limits: ModuleType, n: int, m: int, max_iter: int, tol: float | None,
+             options: SolverOptions) -> str | None:
     """What of a problem and its options the kernel does not take, in a sentence."""
-    if extension is None:
-        return missing
-    if m > extension.RESIDENT_COLUMNS:
-        return f"the cuda backend takes costs of up to {extension.RESIDENT_COLUMNS} columns, got {m}"
+    if m > limits.RESIDENT_COLUMNS:
+        return f"the cuda backend takes costs of up to {limits.RESIDENT_COLUMNS} columns, got {m}"
     for what, value in (("costs of fewer than 2^30 rows", n), ("max_iter below 2^30", max_iter)):
         if value >= 1 << 30:
             return f"the cuda backend takes {what}, got {value}"
-    for name, most in (("anderson_depth", extension.RESIDENT_DEPTH), ("anneal_order", extension.RESIDENT_ORDER)):
+    for name, most in (("anderson_depth", limits.RESIDENT_DEPTH), ("anneal_order", limits.RESIDENT_ORDER)):
         if getattr(options, name) > most:
             return f"the cuda backend takes SolverOptions.{name} up to {most}, got {getattr(options, name)}"
     if options.progress is not False and tol != 0:
