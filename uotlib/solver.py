@@ -6,24 +6,19 @@ pass over the cost, so that every pass certifies its own pair.  With ``tol = 0``
 
 from __future__ import annotations
 
-import sys
-
 import torch
 from torch import Tensor
 
 from . import certificate
 from .anderson import Anderson
 from .annealing import Annealing
-from .operators import GibbsKernel, Sweep
+from .operators import GibbsKernel
 from .options import Progress, SolverOptions
-from .outcome import Outcome, Pair
+from .outcome import Outcome, Pair, Stopped
+from .precision import ROUNDOFF
 from .problem import Problem
 from .process import on_threads
 
-#: Unit roundoff of the arithmetic on costs of each type.
-ROUNDOFF = {torch.float32: 2.0**-24, torch.float64: 2.0**-53}
-#: eps, relative to the spread of the cost, below which parts of a plan are so empty that sweeps may leave them out.
-SKIPPING_REG = 0.02
 #: Passes without progress, near what rounding allows, after which the solver stops.
 STALL_PASSES = 40
 
@@ -37,8 +32,12 @@ def solve(problem: Problem, kernel: GibbsKernel, method: str, max_iter: int, tol
             return outcome
     loop = _Textbook if method == "sinkhorn" else _Accelerated
     threads = torch.get_num_threads()
-    with torch.no_grad(), on_threads(1 if problem.device.type == "cpu" else threads):
-        return loop(problem, kernel, max_iter, tol, init, options, threads).run()
+    with torch.no_grad():
+        stopped = kernel.backend.iterate(problem, kernel, method, max_iter, tol, init, options)
+        with on_threads(1 if problem.device.type == "cpu" else threads):
+            if stopped is None:
+                stopped = loop(problem, kernel, max_iter, tol, init, options, threads).run()
+            return _completed(problem, kernel, stopped, tol, threads)
 
 
 class _Loop:
@@ -60,11 +59,8 @@ class _Loop:
         self.lost = torch.zeros(batch, dtype=torch.bool, device=problem.device)
         self.record = torch.full((batch,), torch.inf, dtype=torch.float64, device=problem.device)
         self.record_pass = torch.zeros(batch, dtype=torch.int64, device=problem.device)
-        self.shift = _mass_scale(problem)
-        self.last: Sweep | None = None
+        self.shift = problem.log_scale
         self.passes = 0
-        if self.synchronous and kernel.may_have_gaps and bool((self.reg < SKIPPING_REG * kernel.spread()).any()):
-            kernel.look_for_gaps()
 
         def empty(size: int) -> Tensor:
             return torch.full((batch, size), torch.nan, dtype=torch.float64, device=problem.device)
@@ -80,8 +76,7 @@ class _Loop:
             log_v = self.cols.log_scaling(torch.where(self.reachable, self.g, torch.inf), self.eps)
         offset, damping = self.rows.half_step(self.eps)
         with on_threads(self.threads):
-            swept = self.kernel.sweep(log_v, offset, damping, self.eps, self.shift, self.items, self.last)
-        self.last = swept
+            swept = self.kernel.sweep(log_v, offset, damping, self.eps, self.shift, self.items)
         self.passes += 1
         f = self.rows.potential(swept.row_lse, self.eps)
         answer = self.cols.potential(swept.col_lse, self.eps)
@@ -117,7 +112,7 @@ class _Loop:
 
     def tolerance(self, pair: Pair, reg: Tensor) -> Tensor | float:
         """tol, or where none was given the default of `uotlib.unbalanced_sinkhorn`."""
-        return self.tol if self.tol else (4 * roundoff(pair, reg, self.problem.dtype)).clamp(1e-5, 1e-2)
+        return _tolerance(self.tol, pair, reg, self.problem.dtype)
 
     def finish(self, done: Tensor | None, pair: Pair, violation: Tensor, n_iter: int, at_floor: Tensor | None) -> None:
         """Write down the answers of these of the active items (None: all of them)."""
@@ -136,32 +131,16 @@ class _Loop:
         self.rows, self.cols = self.rows.select(kept), self.cols.select(kept)
         for name in ("reg", "eps", "g", "reachable", "shift", "lost", "record", "record_pass"):
             setattr(self, name, getattr(self, name)[kept])
-        self.last = None if self.last is None else self.last.select(kept)
 
     def report(self, violation: Tensor) -> None:
         if self.options.progress is False or not len(violation):
             return
         state = Progress(self.passes, float(self.eps.max()), float(violation.max()), len(violation))
-        if callable(self.options.progress):
-            with on_threads(self.threads):
-                self.options.progress(state)
-        else:
-            print(f"pass {state.n_iter:5d}  eps {state.reg:.3g}  violation {state.violation:.3e}  "
-                  f"running {state.running}", file=sys.stderr)
+        with on_threads(self.threads):
+            state.tell(self.options.progress)
 
-    def outcome(self) -> Outcome:
-        """Complete the potentials of columns that took no part, and certify every pair."""
-        pair, rows, cols, reg = self.pair, self.problem.rows, self.problem.cols, self.problem.reg
-        idle = torch.isneginf(pair.log_v)
-        if self.kernel.backend.asynchronous or bool(idle.any()):
-            with on_threads(self.threads):
-                lse = self.kernel.col_lse(pair.log_u, reg, idle)
-            pair.col_lse = torch.where(idle, lse, pair.col_lse)
-            pair.g = torch.where(idle, cols.potential(lse, reg), pair.g)
-        gap = certificate.gap(rows, cols, pair.f, pair.g, pair.row_mass, pair.col_mass)
-        gap = torch.where(self.violation.isnan(), torch.nan, gap)
-        converged = self.violation <= self.tolerance(pair, reg)
-        return Outcome(pair, self.violation, gap, self.n_iter, converged, self.at_floor & ~converged)
+    def stopped(self) -> Stopped:
+        return Stopped(self.pair, self.violation, self.n_iter, self.at_floor)
 
 
 class _Textbook(_Loop):
@@ -170,7 +149,7 @@ class _Textbook(_Loop):
     Rows of that pair are known only after the next pass, so that k iterations take k + 1 passes.
     """
 
-    def run(self) -> Outcome:
+    def run(self) -> Stopped:
         before: Pair | None = None
         for iteration in range(self.max_iter + 1):
             # Textbook v_0 has an entry for every column, massless ones too; from v_1 on those are 0.
@@ -196,7 +175,7 @@ class _Textbook(_Loop):
                         self.select(kept)
                         here, answer = _keep(here, kept), answer[kept]
             before, self.g = here, answer
-        return self.outcome()
+        return self.stopped()
 
 
 class _Accelerated(_Loop):
@@ -215,7 +194,7 @@ class _Accelerated(_Loop):
         self.confirming = torch.zeros(batch, dtype=torch.bool, device=problem.device)
         self.before: Pair | None = None
 
-    def run(self) -> Outcome:
+    def run(self) -> Stopped:
         while len(self.reg):
             here, answer = self.sweep()
             pair, violation = self._certified(here)
@@ -236,7 +215,7 @@ class _Accelerated(_Loop):
                     here, answer, violation = _keep(here, kept), answer[kept], violation[kept]
                     close = close[kept]
             self._advance(here, answer, violation, close)
-        return self.outcome()
+        return self.stopped()
 
     @property
     def _one_sided(self) -> Tensor:
@@ -298,6 +277,26 @@ class _Accelerated(_Loop):
             setattr(self, name, getattr(self, name)[kept])
 
 
+def _completed(problem: Problem, kernel: GibbsKernel, stopped: Stopped, tol: float | None, threads: int) -> Outcome:
+    """Complete the potentials of columns that took no part, and certify every pair."""
+    pair, rows, cols, reg = stopped.pair, problem.rows, problem.cols, problem.reg
+    idle = torch.isneginf(pair.log_v)
+    if kernel.backend.asynchronous or bool(idle.any()):
+        with on_threads(threads):
+            lse = kernel.col_lse(pair.log_u, reg, idle)
+        pair.col_lse = torch.where(idle, lse, pair.col_lse)
+        pair.g = torch.where(idle, cols.potential(lse, reg), pair.g)
+    violation = stopped.violation
+    gap = certificate.gap(rows, cols, pair.f, pair.g, pair.row_mass, pair.col_mass)
+    gap = torch.where(violation.isnan(), torch.nan, gap)
+    converged = violation <= _tolerance(tol, pair, reg, problem.dtype)
+    return Outcome(pair, violation, gap, stopped.n_iter, converged, stopped.at_floor & ~converged)
+
+
+def _tolerance(tol: float | None, pair: Pair, reg: Tensor, dtype: torch.dtype) -> Tensor | float:
+    return tol if tol else (4 * roundoff(pair, reg, dtype)).clamp(1e-5, 1e-2)
+
+
 def roundoff(pair: Pair, reg: Tensor, dtype: torch.dtype) -> Tensor:
     """Relative error of the plan that one rounding of a potential makes in this type, (A,)."""
     return ROUNDOFF[dtype] * _largest_of(pair) / reg
@@ -320,9 +319,3 @@ def _parted(done: Tensor) -> tuple[Tensor, Tensor] | None:
 
 def _keep(pair: Pair, kept: Tensor) -> Pair:
     return Pair(*(getattr(pair, name)[kept] for name in ("f", "g", "log_u", "log_v", "row_lse", "col_lse")))
-
-
-def _mass_scale(problem: Problem) -> Tensor:
-    """Logarithm of the mass that sums are scaled by: the geometric mean of the totals, 1 where one is empty."""
-    scale = 0.5 * (problem.rows.mass.sum(-1).log() + problem.cols.mass.sum(-1).log())
-    return torch.where(torch.isfinite(scale), scale, 0.0)

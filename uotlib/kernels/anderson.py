@@ -39,12 +39,12 @@ def push(history, pitch, slot, known, point, image, weight, points, inside, DEPT
 
 
 @triton.jit
-def products(history, pitch, count, first, last, DEPTH: tl.constexpr, SLOTS: tl.constexpr):
+def products(history, pitch, count, first, last, DEPTH: tl.constexpr, SLOTS: tl.constexpr, STAGES: tl.constexpr):
     """Weighted products of the first ``count`` differences of residuals and the last residual, over these points."""
     slots = tl.arange(0, SLOTS)
     used = (slots < count) | (slots == DEPTH)
     gram = tl.zeros((SLOTS, SLOTS), tl.float64)
-    for start in tl.range(first, last, CHUNK, num_stages=1):
+    for start in tl.range(first, last, CHUNK, num_stages=STAGES):
         chunk = start + tl.arange(0, CHUNK)
         root = tl.load(history + (2 * DEPTH + 2) * pitch + chunk, mask=chunk < last, other=0.0)
         some = tl.load(history + slots[:, None] * pitch + chunk[None, :], mask=used[:, None] & (chunk < last)[None, :],
@@ -77,10 +77,10 @@ def coefficients(gram, count, DEPTH: tl.constexpr, SLOTS: tl.constexpr):
 
 
 @triton.jit
-def combination(history, pitch, gammas, count, points, inside, DEPTH: tl.constexpr):
+def combination(history, pitch, gammas, count, points, inside, DEPTH: tl.constexpr, STAGES: tl.constexpr):
     """dG gamma of the first ``count`` differences of images; ``gammas`` is an address."""
     total = tl.zeros_like(points).to(tl.float64)
-    for k in tl.range(0, count, num_stages=1):
+    for k in tl.range(0, count, num_stages=STAGES):
         image_step = tl.load(history + (DEPTH + 1 + k) * pitch + points, mask=inside, other=0.0)
         total += image_step * tl.load(gammas + k)
     return total
@@ -89,8 +89,8 @@ def combination(history, pitch, gammas, count, points, inside, DEPTH: tl.constex
 @triton.jit
 def correction(history, pitch, count, points, inside, m, DEPTH: tl.constexpr, SLOTS: tl.constexpr):
     """dG gamma where one program has all m points: what acceleration takes from the last image."""
-    gamma = coefficients(products(history, pitch, count, 0, m, DEPTH, SLOTS), count, DEPTH, SLOTS)
+    gamma = coefficients(products(history, pitch, count, 0, m, DEPTH, SLOTS, 1), count, DEPTH, SLOTS)
     gammas = history + (2 * DEPTH + 3) * pitch
     tl.store(gammas + tl.arange(0, SLOTS), gamma)
     tl.debug_barrier()
-    return combination(history, pitch, gammas, count, points, inside, DEPTH)
+    return combination(history, pitch, gammas, count, points, inside, DEPTH, 1)
