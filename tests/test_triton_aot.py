@@ -27,7 +27,8 @@ READERS = ("sweep_kernel", "row_lse_kernel", "col_lse_kernel", "col_mass_kernel"
            "eliminate_kernel", "through_kernel", "back_kernel", "weigh_kernel", "small_solve_kernel")
 NAMES = {*READERS, "block_min_kernel", "merge_columns_kernel", "merge_col_lse_kernel"}
 #: Kernels of whole solves, for costs of the solver's type; between passes they know nothing of the storage.
-SOLVES = {"small_solve_kernel", "marginals_kernel", "log_u_kernel", "measure_kernel", "decide_kernel", "move_kernel"}
+SOLVES = {"small_solve_kernel", "begin_kernel", "marginals_kernel", "log_u_kernel", "measure_kernel", "decide_kernel",
+          "move_kernel", "complete_kernel", "certify_kernel"}
 
 
 def compiled(*arguments: str) -> list[dict[str, Any]]:

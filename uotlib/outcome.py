@@ -36,16 +36,6 @@ class Pair:
 
 
 @dataclass
-class Stopped:
-    """The pair of every problem when its iteration ended; columns that took no part have no potential yet.  (B,)."""
-
-    pair: Pair
-    violation: Tensor
-    n_iter: Tensor
-    at_floor: Tensor
-
-
-@dataclass
 class Outcome:
     """The pair of every problem of the batch, and how it was reached.  Scalars per item, (B,)."""
 

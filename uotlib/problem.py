@@ -112,12 +112,6 @@ class Problem:
     def batch(self) -> int:
         return math.prod(self.batch_shape)
 
-    @lazy
-    def log_scale(self) -> Tensor:
-        """Logarithm of the mass that sums are scaled by, (B,): geometric mean of the totals, 1 where one is empty."""
-        scale = 0.5 * (self.rows.mass.sum(-1).log() + self.cols.mass.sum(-1).log())
-        return torch.where(torch.isfinite(scale), scale, 0.0)
-
     @property
     def both_exact(self) -> Tensor:
         return self.rows.penalty.exact & self.cols.penalty.exact

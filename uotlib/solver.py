@@ -14,7 +14,7 @@ from .anderson import Anderson
 from .annealing import Annealing
 from .operators import GibbsKernel
 from .options import Progress, SolverOptions
-from .outcome import Outcome, Pair, Stopped
+from .outcome import Outcome, Pair
 from .precision import ROUNDOFF
 from .problem import Problem
 from .process import on_threads
@@ -33,11 +33,11 @@ def solve(problem: Problem, kernel: GibbsKernel, method: str, max_iter: int, tol
     loop = _Textbook if method == "sinkhorn" else _Accelerated
     threads = torch.get_num_threads()
     with torch.no_grad():
-        stopped = kernel.backend.iterate(problem, kernel, method, max_iter, tol, init, options)
+        outcome = kernel.backend.iterate(problem, kernel, method, max_iter, tol, init, options)
+        if outcome is not None:
+            return outcome
         with on_threads(1 if problem.device.type == "cpu" else threads):
-            if stopped is None:
-                stopped = loop(problem, kernel, max_iter, tol, init, options, threads).run()
-            return _completed(problem, kernel, stopped, tol, threads)
+            return loop(problem, kernel, max_iter, tol, init, options, threads).run()
 
 
 class _Loop:
@@ -59,7 +59,7 @@ class _Loop:
         self.lost = torch.zeros(batch, dtype=torch.bool, device=problem.device)
         self.record = torch.full((batch,), torch.inf, dtype=torch.float64, device=problem.device)
         self.record_pass = torch.zeros(batch, dtype=torch.int64, device=problem.device)
-        self.shift = problem.log_scale
+        self.shift = _mass_scale(problem)
         self.passes = 0
 
         def empty(size: int) -> Tensor:
@@ -112,7 +112,7 @@ class _Loop:
 
     def tolerance(self, pair: Pair, reg: Tensor) -> Tensor | float:
         """tol, or where none was given the default of `uotlib.unbalanced_sinkhorn`."""
-        return _tolerance(self.tol, pair, reg, self.problem.dtype)
+        return self.tol if self.tol else (4 * roundoff(pair, reg, self.problem.dtype)).clamp(1e-5, 1e-2)
 
     def finish(self, done: Tensor | None, pair: Pair, violation: Tensor, n_iter: int, at_floor: Tensor | None) -> None:
         """Write down the answers of these of the active items (None: all of them)."""
@@ -139,8 +139,19 @@ class _Loop:
         with on_threads(self.threads):
             state.tell(self.options.progress)
 
-    def stopped(self) -> Stopped:
-        return Stopped(self.pair, self.violation, self.n_iter, self.at_floor)
+    def outcome(self) -> Outcome:
+        """Complete the potentials of columns that took no part, and certify every pair."""
+        pair, rows, cols, reg = self.pair, self.problem.rows, self.problem.cols, self.problem.reg
+        idle = torch.isneginf(pair.log_v)
+        if self.kernel.backend.asynchronous or bool(idle.any()):
+            with on_threads(self.threads):
+                lse = self.kernel.col_lse(pair.log_u, reg, idle)
+            pair.col_lse = torch.where(idle, lse, pair.col_lse)
+            pair.g = torch.where(idle, cols.potential(lse, reg), pair.g)
+        gap = certificate.gap(rows, cols, pair.f, pair.g, pair.row_mass, pair.col_mass)
+        gap = torch.where(self.violation.isnan(), torch.nan, gap)
+        converged = self.violation <= self.tolerance(pair, reg)
+        return Outcome(pair, self.violation, gap, self.n_iter, converged, self.at_floor & ~converged)
 
 
 class _Textbook(_Loop):
@@ -149,7 +160,7 @@ class _Textbook(_Loop):
     Rows of that pair are known only after the next pass, so that k iterations take k + 1 passes.
     """
 
-    def run(self) -> Stopped:
+    def run(self) -> Outcome:
         before: Pair | None = None
         for iteration in range(self.max_iter + 1):
             # Textbook v_0 has an entry for every column, massless ones too; from v_1 on those are 0.
@@ -175,7 +186,7 @@ class _Textbook(_Loop):
                         self.select(kept)
                         here, answer = _keep(here, kept), answer[kept]
             before, self.g = here, answer
-        return self.stopped()
+        return self.outcome()
 
 
 class _Accelerated(_Loop):
@@ -194,7 +205,7 @@ class _Accelerated(_Loop):
         self.confirming = torch.zeros(batch, dtype=torch.bool, device=problem.device)
         self.before: Pair | None = None
 
-    def run(self) -> Stopped:
+    def run(self) -> Outcome:
         while len(self.reg):
             here, answer = self.sweep()
             pair, violation = self._certified(here)
@@ -215,7 +226,7 @@ class _Accelerated(_Loop):
                     here, answer, violation = _keep(here, kept), answer[kept], violation[kept]
                     close = close[kept]
             self._advance(here, answer, violation, close)
-        return self.stopped()
+        return self.outcome()
 
     @property
     def _one_sided(self) -> Tensor:
@@ -277,26 +288,6 @@ class _Accelerated(_Loop):
             setattr(self, name, getattr(self, name)[kept])
 
 
-def _completed(problem: Problem, kernel: GibbsKernel, stopped: Stopped, tol: float | None, threads: int) -> Outcome:
-    """Complete the potentials of columns that took no part, and certify every pair."""
-    pair, rows, cols, reg = stopped.pair, problem.rows, problem.cols, problem.reg
-    idle = torch.isneginf(pair.log_v)
-    if kernel.backend.asynchronous or bool(idle.any()):
-        with on_threads(threads):
-            lse = kernel.col_lse(pair.log_u, reg, idle)
-        pair.col_lse = torch.where(idle, lse, pair.col_lse)
-        pair.g = torch.where(idle, cols.potential(lse, reg), pair.g)
-    violation = stopped.violation
-    gap = certificate.gap(rows, cols, pair.f, pair.g, pair.row_mass, pair.col_mass)
-    gap = torch.where(violation.isnan(), torch.nan, gap)
-    converged = violation <= _tolerance(tol, pair, reg, problem.dtype)
-    return Outcome(pair, violation, gap, stopped.n_iter, converged, stopped.at_floor & ~converged)
-
-
-def _tolerance(tol: float | None, pair: Pair, reg: Tensor, dtype: torch.dtype) -> Tensor | float:
-    return tol if tol else (4 * roundoff(pair, reg, dtype)).clamp(1e-5, 1e-2)
-
-
 def roundoff(pair: Pair, reg: Tensor, dtype: torch.dtype) -> Tensor:
     """Relative error of the plan that one rounding of a potential makes in this type, (A,)."""
     return ROUNDOFF[dtype] * _largest_of(pair) / reg
@@ -319,3 +310,9 @@ def _parted(done: Tensor) -> tuple[Tensor, Tensor] | None:
 
 def _keep(pair: Pair, kept: Tensor) -> Pair:
     return Pair(*(getattr(pair, name)[kept] for name in ("f", "g", "log_u", "log_v", "row_lse", "col_lse")))
+
+
+def _mass_scale(problem: Problem) -> Tensor:
+    """Logarithm of the mass that sums are scaled by: the geometric mean of the totals, 1 where one is empty."""
+    scale = 0.5 * (problem.rows.mass.sum(-1).log() + problem.cols.mass.sum(-1).log())
+    return torch.where(torch.isfinite(scale), scale, 0.0)

@@ -16,26 +16,28 @@ from uotlib.backends.triton_passes import POINTS
 from uotlib.backends.triton_skip import SEGMENT
 from uotlib.backends.triton_small import constants_of
 from uotlib.backends.triton_state import size_of
-from uotlib.backends.triton_step import DECIDES, MERGED, MOVES
+from uotlib.backends.triton_step import BEGINS, DECIDES, MERGED, MOVES
 from uotlib.kernels import launchable
 from uotlib.kernels.tiles import Tile, TileTable, feature_depth
 from uotlib.precision import NAMES
 
 #: Pointers by what they point to; "*" is the type of the arithmetic.
 POINTERS = {
-    "*i64": ("items", "skip", "problems"), "*u8": ("mask", "weak"),
+    "*i64": ("items", "skip", "problems"), "*u8": ("mask", "weak", "row_reach", "col_reach"),
     "*fp64": ("log_u", "log_v", "offset", "damping", "reg", "shift", "row_lse", "col_lse", "col_mass", "log_x", "log_y",
               "diagonal", "vector", "through", "root_r", "root_c", "row_side", "row_ratio", "weights", "log_own",
               "log_other", "scale", "last_log_v", "last_col_lse", "last_row_lse", "last_reg", "bounds", "mass_a",
               "log_a", "tau_a", "mass_b", "log_b", "tau_b", "start", "answers", "work", "alpha", "beta", "row_sum",
-              "cost_sum", "rows", "cols", "numbers", "own", "sums", "gram"),
+              "cost_sum", "rows", "cols", "numbers", "own", "sums", "gram",
+              "spread", "exact", "scalars"),
     "*": ("partial", "anchors", "totals", "plan", "left", "right", "factor", "product", "own_sum", "other_sum", "out",
           "table"),
 }
 POINTER_TYPES = {name: kind for kind, names in POINTERS.items() for name in names}
 #: Arguments that may be None.
 OPTIONAL = ("items", "mask", "left", "right", "scale", "factor", "product", "own_sum", "other_sum", "out", "skip",
-            "start", "alpha", "beta", "cost_sum", "problems")
+            "start", "alpha", "beta", "cost_sum", "problems",
+            "spread")
 #: The same of single kernels.
 ALSO_OPTIONAL = {"merge_columns_kernel": ("log_v",), "log_u_kernel": ("anchors", "totals"),
                  "measure_kernel": ("anchors", "totals"), "decide_kernel": ("gram",)}
@@ -162,6 +164,13 @@ def _step_configurations(table: TileTable, storage: str) -> Iterator[Configurati
                 yield Configuration("measure_kernel", tile, storage, True, given,
                                     (*cut, ("PARTS", MERGED), ("TEXTBOOK", textbook),
                                      ("MEASURE", not textbook or reg_type == "entropy")))
+            for given in ((), ("spread",), ("start", "items", "beta")):
+                yield Configuration("begin_kernel", tile, storage, True, given,
+                                    (*cut, *((name, solve[name]) for name in BEGINS if name != "ENTROPY")))
+            if textbook:
+                yield Configuration("complete_kernel", tile, storage, True, (), (cut[0], entropy))
+                yield Configuration("certify_kernel", tile, storage, True, (),
+                                    (("PARTS", tile.rows), ("ROUNDOFF", roundoff)))
             yield Configuration("decide_kernel", tile, storage, True, ("problems", *([] if textbook else ["gram"])),
                                 (*cut, ("PARTS", tile.rows), ("ROUNDOFF", roundoff),
                                  *((name, solve[name]) for name in DECIDES if name != "ENTROPY")))

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from ..gradients.adjoint import Scaled
     from ..operators import GibbsKernel
     from ..options import SolverOptions
-    from ..outcome import Outcome, Stopped
+    from ..outcome import Outcome
     from ..problem import Problem
     from .features import Features
 
@@ -185,7 +185,7 @@ class Backend(ABC):
         return None
 
     def iterate(self, problem: Problem, gibbs: GibbsKernel, method: str, max_iter: int, tol: float | None,
-                init: tuple[Tensor, Tensor] | None, options: SolverOptions) -> Stopped | None:
+                init: tuple[Tensor, Tensor] | None, options: SolverOptions) -> Outcome | None:
         """The same iteration around passes over any cost, where the backend has all work on vectors too; else None."""
         return None
 

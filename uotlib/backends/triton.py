@@ -26,7 +26,7 @@ from .triton_launch import on as _on
 if TYPE_CHECKING:
     from ..operators import GibbsKernel
     from ..options import SolverOptions
-    from ..outcome import Outcome, Stopped
+    from ..outcome import Outcome
     from ..problem import Problem
 
 #: Entries of a cost from which leaving parts of it out may pay: below, the cache holds it.
@@ -143,7 +143,7 @@ class TritonBackend(Backend):
         return solve.outcome
 
     def iterate(self, problem: Problem, gibbs: GibbsKernel, method: str, max_iter: int, tol: float | None,
-                init: tuple[Tensor, Tensor] | None, options: SolverOptions) -> Stopped | None:
+                init: tuple[Tensor, Tensor] | None, options: SolverOptions) -> Outcome | None:
         """Any cost, but for what `triton_step.why_not` says."""
         if triton_step.why_not(problem.batch, max_iter, options) is not None:
             return None

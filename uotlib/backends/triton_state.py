@@ -5,14 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from ..tracing import lazy
 from .triton_launch import planes
 
 if TYPE_CHECKING:
-    from ..annealing import Annealing
     from ..operators import GibbsKernel
     from ..problem import Problem
 
@@ -56,46 +54,14 @@ class State:
     entropy: bool
 
     @classmethod
-    def begin(cls, problem: Problem, gibbs: GibbsKernel, textbook: bool, chunks: int, size: Size,
-              annealing: Annealing, start: Tensor | None) -> State:
-        """Before the first pass, from a column potential (B, m) or from 0."""
+    def begin(cls, problem: Problem, gibbs: GibbsKernel, size: Size, chunks: int) -> State:
+        """Memory for all problems of the batch, which `begin_kernel` fills."""
         at = planes()
         batch, n, m = problem.batch, gibbs.n, gibbs.m
-        rows, cols = problem.rows, problem.cols
-        eps = problem.reg if textbook else annealing.eps
-        offset, damping = rows.half_step(eps)
-        g = torch.zeros_like(cols.mass) if start is None else start
-        log_v = cols.log_scaling(g, eps)
-        if textbook and problem.reg_type == "entropy":
-            # Textbook v_0 has an entry for every column, massless ones too; from v_1 on those are 0.
-            log_v = g / eps[:, None]
-        row_reach, col_reach = gibbs.reachable(rows.massive, cols.massive)
-        state = cls(problem.reg.new_empty(at.ROW_PLANES, batch, n), problem.reg.new_empty(size.columns, batch, m),
-                    problem.reg.new_empty(at.NUMBERS, batch), problem.reg.new_zeros(batch, chunks, size.own), None,
-                    gibbs.items_of(None), problem.reg_type == "entropy")
-        for plane, values in ((at.ROW_REACH, row_reach), (at.MASS_A, rows.mass), (at.LOG_A, rows.log_mass),
-                              (at.OFFSET, offset)):
-            state.rows[plane.value] = values
-        for plane, values in ((at.G, g), (at.LOG_V, log_v), (at.COL_REACH, col_reach), (at.MASS_B, cols.mass),
-                              (at.LOG_B, cols.log_mass)):
-            state.cols[plane.value] = values
-        state.cols[at.REACHED.value] = 1.0
-        if gibbs.features is not None:
-            beta = gibbs.features.beta
-            state.cols[at.WEIGHT.value] = log_v - (beta if state.items is None else beta[state.items]) / eps[:, None]
-        state.numbers[at.EPS.value : at.EPS.value + 2] = eps  # the textbook's stays what it is
-        for plane, values in ((at.DAMPING, damping), (at.SHIFT, problem.log_scale),
-                              (at.REG, problem.reg), (at.TAU_A, rows.penalty.tau), (at.TAU_B, cols.penalty.tau),
-                              (at.FIRST_EPS, annealing.start), (at.SPREAD, annealing.spread)):
-            state.numbers[plane.value] = values
-        state.own[:, :, at.OWN_EPS.value] = eps[:, None]
-        for number in (at.BEST, at.RECORD):
-            state.own[:, :, number.value] = torch.inf
-        if textbook:  # its pair has the rows of the pass before, always
-            state.own[:, :, at.CONFIRMING.value] = 1.0
-        else:
-            state.cols[at.BEST_ANSWER.value] = g
-        return state
+        empty = problem.reg.new_empty
+        return cls(empty(at.ROW_PLANES, batch, n), empty(size.columns, batch, m), empty(at.NUMBERS, batch),
+                   problem.reg.new_zeros(batch, chunks, size.own), None, gibbs.items_of(None),
+                   problem.reg_type == "entropy")
 
     @property
     def count(self) -> int:

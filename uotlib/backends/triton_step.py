@@ -1,4 +1,4 @@
-"""Solves pass by pass in which all work on vectors is done by kernels (`uotlib.kernels.step`): nothing waits for the
+"""Solves pass by pass in which all work on vectors is done by kernels (`uotlib.kernels.measure`): nothing waits for the
 device but, with ``tol > 0``, one number every few passes; then problems that ended are dropped from all launches.
 """
 
@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..annealing import Annealing
 from ..kernels.tiles import Tile
 from ..options import Progress
-from ..outcome import Pair, Stopped
+from ..outcome import SCALARS, StoredOutcome
 from ..precision import ROUNDOFF
 from . import triton_small
 from .triton_launch import ceil_div, kernel, launch_options, on, planes
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
 #: Partial log-sum-exps of a chunk's columns that are merged together.
 MERGED = 4
 #: Which of `triton_small.constants_of` each kernel is compiled for.
+BEGINS = ("ENTROPY", "TEXTBOOK", "ANNEAL_START")
 DECIDES = ("ENTROPY", "TEXTBOOK", "SYNCHRONOUS", "CHECK_EVERY", "ANNEAL_FACTOR", "ANNEAL_VIOLATION", "ANNEAL_ACCURACY",
            "ANNEAL_ORDER", "ANNEAL_PASSES", "DEPTH", "ANDERSON_START", "SAFEGUARD", "BACKTRACK", "SLOTS")
 MOVES = ("ENTROPY", "ANNEAL_ORDER", "DEPTH", "TRUST_REGION", "SLOTS")
@@ -48,7 +48,7 @@ def why_not(batch: int, max_iter: int, options: SolverOptions) -> str | None:
 
 
 def iterate(backend: TritonBackend, problem: Problem, gibbs: GibbsKernel, method: str, max_iter: int,
-            tol: float | None, init: tuple[Tensor, Tensor] | None, options: SolverOptions) -> Stopped:
+            tol: float | None, init: tuple[Tensor, Tensor] | None, options: SolverOptions) -> StoredOutcome:
     """See `uotlib.backends.base.Backend.iterate`."""
     return _Iteration(backend, problem, gibbs, method, max_iter, tol, init, options).run()
 
@@ -66,16 +66,15 @@ class _Iteration:
         self.constants = triton_small.constants_of(method, problem.reg_type, tol, options)
         self.chunks = ceil_div(max(gibbs.n, gibbs.m), self.tile.cols)
         batch, device = problem.batch, problem.device
-        self.answers = torch.empty(3 * batch * (gibbs.n + gibbs.m + 1), dtype=torch.float64, device=device)
-        spread = torch.zeros_like(problem.reg) if init is not None or self.textbook else gibbs.spread()
-        annealing = Annealing(problem.reg, spread, 0, max_iter, options)
+        self.answers = torch.empty(batch * (3 * gibbs.n + 3 * gibbs.m + SCALARS), dtype=torch.float64, device=device)
         self.table = self._gaps() if self.synchronous else None
         self.size = size_of(self.textbook, self.constants)
-        self.state = State.begin(problem, gibbs, self.textbook, self.chunks, self.size, annealing,
-                                 None if init is None else init[1])
+        self.tol_bits = triton_small.bits_of(tol or triton_small.DEFAULT_TOL)
+        self.state = State.begin(problem, gibbs, self.size, self.chunks)
         self._enter()
+        self._begin(None if init is None else init[1])
 
-    def run(self) -> Stopped:
+    def run(self) -> StoredOutcome:
         passes = 0
         while True:
             parity = passes & 1
@@ -91,7 +90,17 @@ class _Iteration:
             if not (last or self.textbook):
                 self._move(parity)  # of problems that have ended too, which nobody looks at
             if last or (looks and self._dropped(parity, passes)):
-                return self._stopped()
+                return self._outcome()
+
+    def _begin(self, start: Tensor | None) -> None:
+        state, gibbs, rows, cols = self.state, self.gibbs, self.problem.rows, self.problem.cols
+        reach = [flags.contiguous().view(torch.uint8) for flags in gibbs.reachable(rows.massive, cols.massive)]
+        spread = gibbs.spread() if start is None and not self.textbook else None
+        given = [None if values is None else values.contiguous() for values in (
+            rows.mass, rows.penalty.tau, cols.mass, cols.penalty.tau, self.problem.reg, spread, start)]
+        self._launch("begin_kernel", state.rows, state.cols, state.numbers, state.own, *given, *reach, self.beta,
+                     state.items, state.n, state.m, state.count, self.chunks, self.max_iter,
+                     **{name: self.constants[name] for name in BEGINS})
 
     def _gaps(self) -> Tensor | None:
         """A table to leave parts of the cost out by, where it may pay; waits for the device: is eps small anywhere?"""
@@ -135,10 +144,11 @@ class _Iteration:
 
     def _decide(self, parity: int, passes: int) -> None:
         state = self.state
-        constants = {name: self.constants[name] for name in DECIDES} | {"CHECK_EVERY": self.check_every}
+        constants = {name: self.constants[name] for name in DECIDES}
+        constants["CHECK_EVERY"] = triton_small.count(self.check_every)
         self._launch("decide_kernel", state.rows, state.cols, state.numbers, state.own, self.sums, self.gram,
                      state.problems, self.answers, state.n, state.m, state.count, self.problem.batch, self.chunks,
-                     parity, passes, self.max_iter, triton_small.bits_of(self.tol or triton_small.DEFAULT_TOL),
+                     parity, passes, self.max_iter, self.tol_bits,
                      PARTS=self.tile.rows, ROUNDOFF=ROUNDOFF[self.problem.dtype], STAGES=self.tile.stages, **constants)
 
     def _move(self, parity: int) -> None:
@@ -153,11 +163,21 @@ class _Iteration:
             kernel(name)[(self.state.count * self.chunks,)](
                 *arguments, BLOCK=tile.cols, OWN=self.size.own, **constants, **launch_options(tile))
 
-    def _stopped(self) -> Stopped:
-        batch, n, m = self.problem.batch, self.gibbs.n, self.gibbs.m
-        rows, cols, numbers = self.answers.split([3 * batch * n, 3 * batch * m, 3 * batch])
-        f, log_u, row_lse = rows.view(3, batch, n).unbind()
-        g, log_v, col_lse = cols.view(3, batch, m).unbind()
-        violation, n_iter, at_floor = numbers.view(3, batch).unbind()
-        return Stopped(Pair(f, g, log_u, log_v, row_lse, col_lse), violation, n_iter.to(torch.int64),
-                       at_floor.to(torch.bool))
+    def _outcome(self) -> StoredOutcome:
+        """Columns that took no part get their potentials, and every pair its certificate."""
+        problem, n, m = self.problem, self.gibbs.n, self.gibbs.m
+        batch, (rows, cols) = problem.batch, (problem.rows, problem.cols)
+        outcome = StoredOutcome(self.answers, batch, n, m)
+        exact = self.gibbs.col_lse(outcome.pair.log_u, problem.reg, torch.isneginf(outcome.pair.log_v))
+        sums = self.answers.new_empty(2, batch, self.chunks)
+        given = [values.contiguous() for values in (exact, rows.mass, cols.mass, rows.penalty.tau, cols.penalty.tau,
+                                                    problem.reg)]
+        options = launch_options(self.tile)
+        with on(self.answers.device):
+            kernel("complete_kernel")[(batch * self.chunks,)](
+                self.answers, *given, sums, n, m, batch, self.chunks, BLOCK=self.tile.cols,
+                ENTROPY=self.constants["ENTROPY"], **options)
+            kernel("certify_kernel")[(batch,)](
+                self.answers[3 * batch * (n + m) :], sums, given[-1], batch, self.chunks, self.tol_bits,
+                PARTS=self.tile.rows, ROUNDOFF=ROUNDOFF[problem.dtype], **options)
+        return StoredOutcome(self.answers, batch, n, m)  # what was taken from the other one may have changed

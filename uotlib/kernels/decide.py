@@ -58,8 +58,8 @@ def decide_kernel(rows, cols, numbers, own, sums, gram, problems, answers, n, m,
                   SLOTS: tl.constexpr, STAGES: tl.constexpr):
     """Whether the problem ends, with its answers; else where g would go, but for acceleration.
 
-    answers: f, log u, row_lse (3, batch, n); g, log v, col_lse (3, batch, m); violation, passes, whether at the floor
-    of rounding (3, batch).  gram: (A, chunks, SLOTS, SLOTS).  Grid: (chunks of each problem).
+    answers: As `uotlib.outcome.StoredOutcome` has them, but for what `complete` adds.  gram: (A, chunks, SLOTS, SLOTS).
+    Grid: (chunks of each problem).
     """
     b, chunk, points = place_of(chunks, BLOCK)
     own = own_numbers(own, chunks, OWN)
@@ -115,8 +115,8 @@ def decide_kernel(rows, cols, numbers, own, sums, gram, problems, answers, n, m,
         if chunk == 0:
             scalars = answers + 3 * (row_step + col_step) + item
             tl.store(scalars, violation)
-            tl.store(scalars + batch, steps.to(tl.float64))
-            tl.store(scalars + 2 * batch, tl.full((), at_floor, tl.float64))
+            tl.store(scalars + 2 * batch, steps.to(tl.float64))
+            tl.store(scalars + 4 * batch, tl.full((), at_floor, tl.float64))
     elif TEXTBOOK:
         tl.store(own + state.RECORD, record)
     else:

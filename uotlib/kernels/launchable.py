@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from .adjoint import back_kernel, eliminate_kernel, schur_kernel, through_kernel
+from .begin import begin_kernel
 from .columns import col_lse_kernel, col_mass_kernel, merge_col_lse_kernel
+from .complete import certify_kernel, complete_kernel
 from .decide import decide_kernel
 from .features import feature_lse_kernel, feature_weigh_kernel
 from .marginals import log_u_kernel, marginals_kernel
@@ -18,10 +20,13 @@ from .weigh import weigh_kernel
 
 __all__ = [
     "back_kernel",
+    "begin_kernel",
     "block_min_kernel",
     "bound_columns_kernel",
+    "certify_kernel",
     "col_lse_kernel",
     "col_mass_kernel",
+    "complete_kernel",
     "decide_kernel",
     "eliminate_kernel",
     "feature_lse_kernel",
