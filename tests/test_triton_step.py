@@ -84,12 +84,12 @@ def test_small_eps(reg, reg_m):
     assert int(assert_same_way(case, tol=0, max_iter=17, options=SolverOptions()).n_iter) == 17
 
 
-@pytest.mark.parametrize("method", ["auto", "sinkhorn"])
-def test_every_problem_of_a_batch_ends_by_itself(method):
-    """Those that have ended are dropped from the launches, and the others go on as before."""
-    case = draw(9, 18, seed=2, batch=(4,))
+@pytest.mark.parametrize(("method", "batch"), [("auto", (4,)), ("sinkhorn", ())])
+def test_every_problem_of_a_batch_ends_by_itself(method, batch):
+    """Those that have ended are dropped from the launches, and the others go on as before; one cost for all, too."""
+    case = draw(9, 18, seed=2, batch=batch)
     reg = torch.tensor([0.2, 1.0, 0.1, 0.4], dtype=torch.float64, device=DEVICE)
-    found = assert_same_way(case, method=method, reg=reg, tol=1e-2, max_iter=20)
+    found = assert_same_way(case, method=method, reg=reg, tol=3e-3, max_iter=20)
     assert len(set(found.n_iter.tolist())) > 2
 
 

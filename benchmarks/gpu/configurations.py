@@ -164,7 +164,7 @@ def _step_configurations(table: TileTable, storage: str) -> Iterator[Configurati
                 yield Configuration("measure_kernel", tile, storage, True, given,
                                     (*cut, ("PARTS", MERGED), ("TEXTBOOK", textbook),
                                      ("MEASURE", not textbook or reg_type == "entropy")))
-            for given in ((), ("spread",), ("start", "items", "beta")):
+            for given in ((),) if textbook else (("spread",), ("start", "items", "beta")):
                 yield Configuration("begin_kernel", tile, storage, True, given,
                                     (*cut, *((name, solve[name]) for name in BEGINS if name != "ENTROPY")))
             if textbook:
