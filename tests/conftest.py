@@ -17,7 +17,7 @@ settings.load_profile("uotlib")
 # Without a GPU the Triton kernels are tested under the interpreter, by test_triton_interpreter.py.
 on_triton = torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1"
 collect_ignore = [] if on_triton else ["test_triton.py", "test_triton_features.py", "test_triton_gradients.py",
-                                       "test_triton_skip.py", "test_triton_small.py"]
+                                       "test_triton_skip.py", "test_triton_small.py", "test_triton_step.py"]
 
 # The problems are small: a second thread would only wait, and beside other test processes it waits long.
 torch.set_num_threads(1)

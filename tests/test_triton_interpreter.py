@@ -13,7 +13,7 @@ pytest.importorskip("triton", reason="needs triton: pip install triton")
 
 
 FILES = ["test_triton", "test_triton_features", "test_triton_gradients", "test_triton_skip", "test_triton_small",
-         "test_weigh", "test_adjoint", "test_storage"]
+         "test_triton_step", "test_weigh", "test_adjoint", "test_storage"]
 
 
 def test_no_file_is_left_out():

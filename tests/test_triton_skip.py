@@ -13,8 +13,8 @@ import uotlib
 from uotlib.backends import BACKENDS, triton, triton_skip
 from uotlib.backends.base import log_scaling
 from uotlib.backends.triton import TritonBackend
+from uotlib.backends.triton_skip import Last
 from uotlib.kernels.tiles import Tile, TileTable
-from uotlib.operators import Sweep
 
 pytest.importorskip("triton", reason="needs triton: pip install triton")
 
@@ -58,30 +58,46 @@ def half_steps(cost: Tensor, seed: int = 1) -> dict[str, Tensor]:
             "shift": torch.zeros_like(reg)}
 
 
-def swept(case: dict[str, Tensor], **known: object) -> tuple[Tensor, Tensor]:
-    col_mass = torch.zeros_like(case["log_v"])
-    return TritonBackend(TABLE).sweep(**case, col_mass=col_mass, **known), col_mass
+def swept(case: dict[str, Tensor], table: Tensor | None = None, last: Last | None = None,
+          items: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Rows' log-sum-exps and columns' sums; with both, parts that cannot matter are left out."""
+    backend, log_v = TritonBackend(TABLE), case["log_v"]
+    if table is None:
+        col_mass = torch.zeros_like(log_v)
+        return backend.sweep(**case, col_mass=col_mass, items=items), col_mass
+    cut = backend._sweep_cut(case["cost"], len(log_v), skips=True)
+    skip = words(backend, case, table, last, items)
+    lse, col_mass = torch.empty_like(case["offset"]), torch.zeros_like(log_v)
+    partial = torch.full((len(log_v), cut.slabs, M), math.nan, dtype=case["cost"].dtype, device=DEVICE)
+    backend._launch_sweep(case["cost"], items, cut, log_v, case["offset"], case["damping"], case["reg"], case["shift"],
+                          lse, partial, skip)
+    backend._merge(partial, log_v, col_mass)
+    return lse, col_mass
 
 
-def last_of(case: dict[str, Tensor]) -> Sweep:
+def words(backend: TritonBackend, case: dict[str, Tensor], table: Tensor, last: Last, items: Tensor | None) -> Tensor:
+    cut = backend._sweep_cut(case["cost"], len(case["log_v"]), skips=True)
+    return triton_skip.words(backend, table, case["log_v"], case["offset"], case["damping"], case["reg"], last, cut,
+                             items)
+
+
+def last_of(case: dict[str, Tensor]) -> Last:
     lse = REFERENCE.row_lse(case["cost"], case["log_v"], case["reg"])
     log_u = log_scaling(case["offset"], case["damping"], lse)
-    return Sweep(lse, REFERENCE.col_lse(case["cost"], log_u, case["reg"]), log_u, case["log_v"], case["reg"])
+    return Last(case["log_v"], REFERENCE.col_lse(case["cost"], log_u, case["reg"]), case["reg"], lse)
 
 
-def share_left_out(case: dict[str, Tensor], last: Sweep) -> float:
+def share_left_out(case: dict[str, Tensor], last: Last) -> float:
     """Of the segments inside the cost, those whose bit is set in the words that the sweep goes by."""
     backend = TritonBackend(TABLE)
-    batch, n, m = case["cost"].shape
-    tile = TABLE.sweep_tile(m, case["cost"].dtype == torch.float64)
-    slabs, slab_rows = backend._slabs(case["cost"], batch, n, tile, 1, triton_skip.WORD * tile.rows)
-    found = triton_skip.words(backend, backend.sweep_table(case["cost"]), case["log_v"], case["offset"],
-                              case["damping"], case["reg"], last, slabs, slab_rows, tile, None)
-    bits = (found[..., None] >> torch.arange(slab_rows // tile.rows, device=DEVICE)) & 1
-    return float(bits[:, :, : m // 16].double().mean())
+    cost = case["cost"]
+    cut = backend._sweep_cut(cost, len(cost), skips=True)
+    found = words(backend, case, backend.sweep_table(cost), last, None)
+    bits = (found[..., None] >> torch.arange(cut.rows // cut.tile.rows, device=DEVICE)) & 1
+    return float(bits[:, :, : M // 16].double().mean())
 
 
-def assert_same(case: dict[str, Tensor], last: Sweep) -> None:
+def assert_same(case: dict[str, Tensor], last: Last) -> None:
     """Every row's and every column's sum to 2^-20 of itself, the smallest included."""
     table = TritonBackend(TABLE).sweep_table(case["cost"])
     (lse, mass), (whole_lse, whole_mass) = swept(case, table=table, last=last), swept(case)
@@ -121,8 +137,7 @@ def test_nothing_is_left_out_on_a_guess():
         old, new = case["log_v"].clone(), case["log_v"].clone()
         old[0, 3] += before
         new[0, 3] += after
-        last.log_v = old
-        assert share_left_out({**case, "log_v": new}, last) == 0
+        assert share_left_out({**case, "log_v": new}, last._replace(log_v=old)) == 0
     last = last_of(case)
     case["cost"][0, 2, 90] = math.nan
     (lse, mass) = swept(case, table=TritonBackend(TABLE).sweep_table(case["cost"]), last=last)
@@ -146,7 +161,7 @@ def test_items_keep_their_tables():
     case = half_steps(clustered(3))
     items = torch.tensor([2, 0], device=DEVICE)
     chosen = {name: value if name == "cost" else value[items] for name, value in case.items()}
-    table, last = TritonBackend(TABLE).sweep_table(case["cost"]), last_of(case).select(items)
+    table, last = TritonBackend(TABLE).sweep_table(case["cost"]), Last(*(part[items] for part in last_of(case)))
     for actual, expected in zip(swept(chosen, items=items, table=table, last=last), swept(chosen, items=items),
                                 strict=True):
         torch.testing.assert_close(actual, expected, rtol=2.0**-20, atol=2.0**-20)

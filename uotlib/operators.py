@@ -7,7 +7,7 @@ as blocks of rows, each computed, used and dropped.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -55,19 +55,11 @@ def kept_in(cost: Tensor, dtype: torch.dtype) -> Tensor:
 
 @dataclass
 class Sweep:
-    """What one pass over the cost tells: log-sum-exps of rows and columns, and log u; and what it was given.
-
-    All (A, n) or (A, m), but for reg, (A,).
-    """
+    """What one pass over the cost tells: log-sum-exps of rows and columns, and log u; (A, n) or (A, m)."""
 
     row_lse: Tensor
     col_lse: Tensor
     log_u: Tensor
-    log_v: Tensor
-    reg: Tensor
-
-    def select(self, kept: Tensor) -> Sweep:
-        return Sweep(*(getattr(self, part.name).index_select(0, kept) for part in fields(self)))
 
 
 class GibbsKernel:
@@ -91,7 +83,6 @@ class GibbsKernel:
         self.cost, self.prepared, self.matrix, self.cost_items = cost, prepared, matrix, cost_items
         self.batch, self.n, self.m = size
         self.dtype, self.backend, self.block_bytes, self.precision = dtype, backend, block_bytes, precision
-        self.table: Tensor | None = None
 
     @lazy
     def features(self) -> Features | None:
@@ -99,15 +90,6 @@ class GibbsKernel:
         if self.matrix is not None or not self.cost.bilinear:
             return None
         return self.backend.features(self.prepared, self.dtype, self.precision)
-
-    @property
-    def may_have_gaps(self) -> bool:
-        """Whether `look_for_gaps` is worth asking for, by the cost's shape."""
-        return self.matrix is not None and self.backend.may_skip(self.matrix)
-
-    def look_for_gaps(self) -> None:
-        """Let sweeps leave out parts of the cost that cannot matter, where the backend does; reads the cost once."""
-        self.table = None if self.matrix is None else self.backend.sweep_table(self.matrix)
 
     @property
     def panel_limit(self) -> int | None:
@@ -173,25 +155,20 @@ class GibbsKernel:
         return self.cost_items if items is None else self.cost_items.index_select(0, items)
 
     def sweep(self, log_v: Tensor, offset: Tensor, damping: Tensor, reg: Tensor, shift: Tensor,
-              items: Tensor | None = None, last: Sweep | None = None) -> Sweep:
+              items: Tensor | None = None) -> Sweep:
         """Row update and, with it, the columns' log-sum-exps: one pass over the cost (`Backend.sweep`).
 
         Columns whose sum may have underflowed are redone with a running maximum; their cost is read again.
-
-        Args:
-            last: The last sweep of the same problems: parts of the cost that it shows not to matter may be left out.
         """
         if self.features is not None:  # two passes, both exact
             entries = self.items_of(items)
             row_lse = self.features.lse(log_v, reg, entries)
             log_u = log_scaling(offset, damping, row_lse)
-            return Sweep(row_lse, self.features.transposed().lse(log_u, reg, entries), log_u, log_v, reg)
+            return Sweep(row_lse, self.features.transposed().lse(log_u, reg, entries), log_u)
         col_mass = torch.zeros_like(log_v)
         row_lse = torch.empty_like(offset)
-        known = {} if last is None or self.table is None else {"table": self.table, "last": last}
         for rows, block, entries in self.blocks(items):
-            row_lse[:, rows] = self.backend.sweep(block, log_v, offset[:, rows], damping, reg, shift, col_mass, entries,
-                                                  **known)
+            row_lse[:, rows] = self.backend.sweep(block, log_v, offset[:, rows], damping, reg, shift, col_mass, entries)
         log_u = log_scaling(offset, damping, row_lse)
         alive = log_v > -torch.inf
         col_lse = torch.where(alive, col_mass.log() + shift[:, None] - torch.where(alive, log_v, 0.0), -torch.inf)
@@ -200,7 +177,7 @@ class GibbsKernel:
         weak = alive & ~((col_mass >= least) & (col_mass <= 1 / WEAK_COLUMN))
         if self.backend.asynchronous or bool(weak.any()):
             col_lse = torch.where(weak, self.col_lse(log_u, reg, weak, items), col_lse)
-        return Sweep(row_lse, col_lse, log_u, log_v, reg)
+        return Sweep(row_lse, col_lse, log_u)
 
     def col_lse(self, log_u: Tensor, reg: Tensor, mask: Tensor, items: Tensor | None = None) -> Tensor:
         r""":math:`\log\sum_i e^{\log u_i - C_{ij}/\varepsilon}` where mask holds, -inf elsewhere, (A, m)."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -100,6 +101,14 @@ class Progress:
     reg: float
     violation: float
     running: int
+
+    def tell(self, progress: bool | Callable[[Progress], None]) -> None:
+        """Hand it to a callable, or print it where ``progress`` is True."""
+        if callable(progress):
+            progress(self)
+        elif progress:
+            print(f"pass {self.n_iter:5d}  eps {self.reg:.3g}  violation {self.violation:.3e}  "
+                  f"running {self.running}", file=sys.stderr)
 
 
 #: Every option that is a number: its kind, the values it may have in words, and as a test that NaN fails.

@@ -12,6 +12,10 @@ computations*; of the rounding: Fasi et al. 2021, *Numerical behavior of NVIDIA 
 
 from __future__ import annotations
 
+import torch
+
+#: Unit roundoff of the arithmetic on costs of each type.
+ROUNDOFF = {torch.float32: 2.0**-24, torch.float64: 2.0**-53}
 #: Error of an inner product, relative to the product of the norms, up to 1024 features.
 ERRORS = {"tf32": 2.0**-10, "bf16x3": 2.0**-16, "tf32x3": 2.0**-20, "bf16x6": 2.0**-21, "float32": 2.0**-21}
 #: What a precision may be called, by users.

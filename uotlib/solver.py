@@ -6,24 +6,19 @@ pass over the cost, so that every pass certifies its own pair.  With ``tol = 0``
 
 from __future__ import annotations
 
-import sys
-
 import torch
 from torch import Tensor
 
 from . import certificate
 from .anderson import Anderson
 from .annealing import Annealing
-from .operators import GibbsKernel, Sweep
+from .operators import GibbsKernel
 from .options import Progress, SolverOptions
 from .outcome import Outcome, Pair
+from .precision import ROUNDOFF
 from .problem import Problem
 from .process import on_threads
 
-#: Unit roundoff of the arithmetic on costs of each type.
-ROUNDOFF = {torch.float32: 2.0**-24, torch.float64: 2.0**-53}
-#: eps, relative to the spread of the cost, below which parts of a plan are so empty that sweeps may leave them out.
-SKIPPING_REG = 0.02
 #: Passes without progress, near what rounding allows, after which the solver stops.
 STALL_PASSES = 40
 
@@ -37,8 +32,12 @@ def solve(problem: Problem, kernel: GibbsKernel, method: str, max_iter: int, tol
             return outcome
     loop = _Textbook if method == "sinkhorn" else _Accelerated
     threads = torch.get_num_threads()
-    with torch.no_grad(), on_threads(1 if problem.device.type == "cpu" else threads):
-        return loop(problem, kernel, max_iter, tol, init, options, threads).run()
+    with torch.no_grad():
+        outcome = kernel.backend.iterate(problem, kernel, method, max_iter, tol, init, options)
+        if outcome is not None:
+            return outcome
+        with on_threads(1 if problem.device.type == "cpu" else threads):
+            return loop(problem, kernel, max_iter, tol, init, options, threads).run()
 
 
 class _Loop:
@@ -61,10 +60,7 @@ class _Loop:
         self.record = torch.full((batch,), torch.inf, dtype=torch.float64, device=problem.device)
         self.record_pass = torch.zeros(batch, dtype=torch.int64, device=problem.device)
         self.shift = _mass_scale(problem)
-        self.last: Sweep | None = None
         self.passes = 0
-        if self.synchronous and kernel.may_have_gaps and bool((self.reg < SKIPPING_REG * kernel.spread()).any()):
-            kernel.look_for_gaps()
 
         def empty(size: int) -> Tensor:
             return torch.full((batch, size), torch.nan, dtype=torch.float64, device=problem.device)
@@ -80,8 +76,7 @@ class _Loop:
             log_v = self.cols.log_scaling(torch.where(self.reachable, self.g, torch.inf), self.eps)
         offset, damping = self.rows.half_step(self.eps)
         with on_threads(self.threads):
-            swept = self.kernel.sweep(log_v, offset, damping, self.eps, self.shift, self.items, self.last)
-        self.last = swept
+            swept = self.kernel.sweep(log_v, offset, damping, self.eps, self.shift, self.items)
         self.passes += 1
         f = self.rows.potential(swept.row_lse, self.eps)
         answer = self.cols.potential(swept.col_lse, self.eps)
@@ -136,18 +131,13 @@ class _Loop:
         self.rows, self.cols = self.rows.select(kept), self.cols.select(kept)
         for name in ("reg", "eps", "g", "reachable", "shift", "lost", "record", "record_pass"):
             setattr(self, name, getattr(self, name)[kept])
-        self.last = None if self.last is None else self.last.select(kept)
 
     def report(self, violation: Tensor) -> None:
         if self.options.progress is False or not len(violation):
             return
         state = Progress(self.passes, float(self.eps.max()), float(violation.max()), len(violation))
-        if callable(self.options.progress):
-            with on_threads(self.threads):
-                self.options.progress(state)
-        else:
-            print(f"pass {state.n_iter:5d}  eps {state.reg:.3g}  violation {state.violation:.3e}  "
-                  f"running {state.running}", file=sys.stderr)
+        with on_threads(self.threads):
+            state.tell(self.options.progress)
 
     def outcome(self) -> Outcome:
         """Complete the potentials of columns that took no part, and certify every pair."""

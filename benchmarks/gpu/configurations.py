@@ -12,27 +12,35 @@ from triton.compiler import ASTSource
 from uotlib import SolverOptions
 from uotlib.backends.triton_adjoint import DOT_RANK, ELEMENTWISE_RANK, WIDTHS
 from uotlib.backends.triton_features import RANK, dot_precisions
+from uotlib.backends.triton_passes import POINTS
 from uotlib.backends.triton_skip import SEGMENT
 from uotlib.backends.triton_small import constants_of
+from uotlib.backends.triton_state import size_of
+from uotlib.backends.triton_step import BEGINS, DECIDES, MERGED, MOVES
 from uotlib.kernels import launchable
 from uotlib.kernels.tiles import Tile, TileTable, feature_depth
 from uotlib.precision import NAMES
 
 #: Pointers by what they point to; "*" is the type of the arithmetic.
 POINTERS = {
-    "*i64": ("items", "skip"), "*u8": ("mask",),
+    "*i64": ("items", "skip", "problems"), "*u8": ("mask", "weak", "row_reach", "col_reach"),
     "*fp64": ("log_u", "log_v", "offset", "damping", "reg", "shift", "row_lse", "col_lse", "col_mass", "log_x", "log_y",
               "diagonal", "vector", "through", "root_r", "root_c", "row_side", "row_ratio", "weights", "log_own",
               "log_other", "scale", "last_log_v", "last_col_lse", "last_row_lse", "last_reg", "bounds", "mass_a",
               "log_a", "tau_a", "mass_b", "log_b", "tau_b", "start", "answers", "work", "alpha", "beta", "row_sum",
-              "cost_sum"),
+              "cost_sum", "rows", "cols", "numbers", "own", "sums", "gram",
+              "spread", "exact", "scalars"),
     "*": ("partial", "anchors", "totals", "plan", "left", "right", "factor", "product", "own_sum", "other_sum", "out",
           "table"),
 }
 POINTER_TYPES = {name: kind for kind, names in POINTERS.items() for name in names}
 #: Arguments that may be None.
 OPTIONAL = ("items", "mask", "left", "right", "scale", "factor", "product", "own_sum", "other_sum", "out", "skip",
-            "start", "alpha", "beta", "cost_sum")
+            "start", "alpha", "beta", "cost_sum", "problems",
+            "spread")
+#: The same of single kernels.
+ALSO_OPTIONAL = {"merge_columns_kernel": ("log_v",), "log_u_kernel": ("anchors", "totals"),
+                 "measure_kernel": ("anchors", "totals"), "decide_kernel": ("gram",)}
 REALS = {"float64": "fp64", "float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 
 
@@ -99,6 +107,7 @@ def configurations(table: TileTable | None = None) -> Iterator[Configuration]:
         yield from _weigh_configurations(table, storage)
         if storage != "float16":  # whole solves take costs of the solver's type
             yield from _small_configurations(getattr(table, "small" + suffix), storage)
+            yield from _step_configurations(table, storage)
 
 
 def _skip_configurations(tile: Tile, storage: str) -> Iterator[Configuration]:
@@ -136,6 +145,41 @@ def _small_configurations(tiles: tuple[Tile, ...], storage: str) -> Iterator[Con
                                 tuple(constants_of(method, reg_type, None, SolverOptions()).items()))
 
 
+def _step_configurations(table: TileTable, storage: str) -> Iterator[Configuration]:
+    """The work on vectors between passes: costs in memory, streamed features, and those that come in blocks."""
+    partial, streamed = ("anchors", "totals"), ("anchors", "totals", "items")
+    roundoff = 2.0**-53 if storage == "float64" else 2.0**-24
+    for textbook, reg_type in itertools.product((False, True), ("kl", "entropy")):
+        solve = constants_of("sinkhorn" if textbook else "auto", reg_type, None, SolverOptions())
+        entropy = ("ENTROPY", reg_type == "entropy")
+        merge = (("BLOCK", table.merge.cols), entropy)
+        if not textbook:
+            yield Configuration("marginals_kernel", table.merge, storage, True, (), (*merge, ("POINTS", POINTS)))
+            for given in ((), (*streamed, "alpha")):
+                yield Configuration("log_u_kernel", table.merge, storage, True, given,
+                                    (*merge, ("PARTS", table.merge.rows)))
+        for tile in table.step:
+            cut = (("BLOCK", tile.cols), ("OWN", size_of(textbook, solve).own), entropy)
+            for given in ((), partial, (*partial, "mask"), (*streamed, "beta")):
+                yield Configuration("measure_kernel", tile, storage, True, given,
+                                    (*cut, ("PARTS", MERGED), ("TEXTBOOK", textbook),
+                                     ("MEASURE", not textbook or reg_type == "entropy")))
+            for given in ((),) if textbook else (("spread",), ("start", "items", "beta")):
+                yield Configuration("begin_kernel", tile, storage, True, given,
+                                    (*cut, *((name, solve[name]) for name in BEGINS if name != "ENTROPY")))
+            if textbook:
+                yield Configuration("complete_kernel", tile, storage, True, (), (cut[0], entropy))
+                yield Configuration("certify_kernel", tile, storage, True, (),
+                                    (("PARTS", tile.rows), ("ROUNDOFF", roundoff)))
+            yield Configuration("decide_kernel", tile, storage, True, ("problems", *([] if textbook else ["gram"])),
+                                (*cut, ("PARTS", tile.rows), ("ROUNDOFF", roundoff),
+                                 *((name, solve[name]) for name in DECIDES if name != "ENTROPY")))
+            if not textbook:
+                for given in ((), ("items", "beta")):
+                    yield Configuration("move_kernel", tile, storage, True, given,
+                                        (*cut, *((name, solve[name]) for name in MOVES if name != "ENTROPY")))
+
+
 def feature_configurations(table: TileTable | None = None) -> Iterator[Configuration]:
     """For streamed features, in one product of tiles and in several, with the fewest and most arguments."""
     table = table or TileTable()
@@ -161,7 +205,7 @@ def source(configuration: Configuration, hip: bool = False) -> ASTSource:
     constants: dict[str, Any] = {}
     attributes: dict[tuple[int, ...], list[list[Any]]] = {}
     chosen = _constants(configuration, hip)
-    optional = OPTIONAL + (("log_v",) if configuration.kernel == "merge_columns_kernel" else ())
+    optional = OPTIONAL + ALSO_OPTIONAL.get(configuration.kernel, ())
     for place, name in enumerate(fn.arg_names):
         absent = name in optional and name not in configuration.given
         if absent or name in chosen:
@@ -170,7 +214,8 @@ def source(configuration: Configuration, hip: bool = False) -> ASTSource:
             continue
         if name in ("x", "z"):
             signature[name] = "*fp64" if configuration.precision == "float64" else "*fp32"
-        elif name == "totals" and configuration.features:
+        elif name == "totals" and (configuration.features or "beta" in configuration.given
+                                   or "alpha" in configuration.given):
             signature[name] = "*fp64"
         elif name == "cost":
             signature[name] = "*" + REALS[configuration.storage]

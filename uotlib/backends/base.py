@@ -31,6 +31,7 @@ from ..costs import full_precision_matmul
 
 if TYPE_CHECKING:
     from ..gradients.adjoint import Scaled
+    from ..operators import GibbsKernel
     from ..options import SolverOptions
     from ..outcome import Outcome
     from ..problem import Problem
@@ -109,20 +110,12 @@ class Backend(ABC):
             The row log-sum-exps r, (B, n).  Column sums under `WEAK_COLUMN` are not exact: see `GibbsKernel.sweep`.
 
         A backend may take more keywords, None by default, that say what the result is expected to be
-        (`NativeBackend.sweep`) or what the last one was (`TritonBackend.sweep`).
+        (`NativeBackend.sweep`).
         """
 
     @abstractmethod
     def panel(self, cost: Tensor, log_u: Tensor, log_v: Tensor, reg: Tensor, items: Tensor | None = None) -> Tensor:
         r"""Block of the plan, :math:`e^{\log u_i + \log v_j - C_{ij}/\varepsilon}`, (B, n, m), in the cost's type."""
-
-    def may_skip(self, cost: Tensor) -> bool:
-        """Whether `sweep_table` has a table for costs of this shape."""
-        return False
-
-    def sweep_table(self, cost: Tensor) -> Tensor | None:
-        """What a sweep needs, beside the last one, to leave out parts of this cost, where it does; else None."""
-        return None
 
     def weigh(self, cost: Tensor, log_u: Tensor, log_v: Tensor, reg: Tensor, left: Tensor | None, right: Tensor | None,
               row_sum: Tensor | None, col_sum: Tensor | None, items: Tensor | None = None, *,
@@ -189,6 +182,11 @@ class Backend(ABC):
 
         The same iteration as `uotlib.solver`'s, which runs pass by pass what this does not.
         """
+        return None
+
+    def iterate(self, problem: Problem, gibbs: GibbsKernel, method: str, max_iter: int, tol: float | None,
+                init: tuple[Tensor, Tensor] | None, options: SolverOptions) -> Outcome | None:
+        """The same iteration around passes over any cost, where the backend has all work on vectors too; else None."""
         return None
 
     def schur(self, cost: Tensor, log_x: Tensor, log_y: Tensor, row_diagonal: Tensor, vector: Tensor, reg: Tensor,

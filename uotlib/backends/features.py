@@ -39,7 +39,7 @@ class Features(ABC):
     Args:
         x: (B', n, d), contiguous.
         z: (B', m, d), contiguous; a factor of the inner products is in it.
-        alpha, beta: (B', n) and (B', m), float64.
+        alpha, beta: (B', n) and (B', m), float64, contiguous.
         dtype: The solver's type, in which everything but the inner products is computed.
         precision: Of the inner products, `uotlib.precision`.
     """
@@ -62,7 +62,8 @@ class Features(ABC):
         d = left.shape[2] - 2
         kind = torch.float64 if precision == "float64" else torch.float32
         x, z = (torch.nn.functional.pad(part[..., :d].to(kind), (0, depth - d)).contiguous() for part in (left, right))
-        return cls(x, z, left[..., d].double(), right[..., d + 1].double(), dtype, precision, *own)
+        alpha, beta = (part.double().contiguous() for part in (left[..., d], right[..., d + 1]))
+        return cls(x, z, alpha, beta, dtype, precision, *own)
 
     def transposed(self) -> Self:
         """The costs with rows and columns in each other's place."""

@@ -7,7 +7,6 @@ neither the batch nor the number of threads changes its answer.
 from __future__ import annotations
 
 import math
-import sys
 from typing import TYPE_CHECKING
 
 import torch
@@ -62,9 +61,4 @@ def extremes(values: Tensor) -> tuple[float, float] | None:
 def _report(options: SolverOptions, passes: int, eps: float, violation: float, running: int) -> None:
     if not passes:
         return  # ended at max_iter, between checks
-    state = Progress(passes, eps, violation, running)
-    if callable(options.progress):
-        options.progress(state)
-    else:
-        print(f"pass {state.n_iter:5d}  eps {state.reg:.3g}  violation {state.violation:.3e}  "
-              f"running {state.running}", file=sys.stderr)
+    Progress(passes, eps, violation, running).tell(options.progress)

@@ -11,20 +11,20 @@ from torch import Tensor
 
 from ..kernels import tuned
 from ..kernels.tiles import Tile, TileTable, feature_depth, slab_layout, span_layout
-from . import triton_adjoint, triton_skip, triton_small
+from . import triton_adjoint, triton_skip, triton_small, triton_step
 from .base import Backend, arithmetic, log_scaling
 from .features import Features
 from .triton_features import TritonFeatures
+from .triton_launch import Cut, launch_options
 from .triton_launch import ceil_div as _ceil_div
 from .triton_launch import interpreted as _interpreted
 from .triton_launch import kernel as _kernel
 from .triton_launch import kernel_modules as _kernels
-from .triton_launch import launch_options
 from .triton_launch import multiprocessors as _multiprocessors
 from .triton_launch import on as _on
 
 if TYPE_CHECKING:
-    from ..operators import Sweep
+    from ..operators import GibbsKernel
     from ..options import SolverOptions
     from ..outcome import Outcome
     from ..problem import Problem
@@ -78,10 +78,7 @@ class TritonBackend(Backend):
         out = log_v.new_empty((count, n))
         if out.numel() == 0 or m == 0:
             return out.fill_(-torch.inf)
-        tile = _narrowed(self._tile("row", cost), m)
-        blocks = _ceil_div(n, tile.rows)
-        self._launch("row_lse_kernel", cost, count * blocks, tile, items, log_v, reg, out, *_strides(cost), n, m,
-                     blocks, STAGES=tile.stages)
+        self._launch_row_lse(cost, items, log_v, reg, out)
         return out
 
     def col_lse(self, cost: Tensor, log_u: Tensor, reg: Tensor, items: Tensor | None = None) -> Tensor:
@@ -97,43 +94,29 @@ class TritonBackend(Backend):
         return self._col_lse(cost, log_u, reg, mask.contiguous().view(torch.uint8), items)
 
     def sweep(self, cost: Tensor, log_v: Tensor, offset: Tensor, damping: Tensor, reg: Tensor, shift: Tensor,
-              col_mass: Tensor, items: Tensor | None = None, *, table: Tensor | None = None,
-              last: Sweep | None = None) -> Tensor:
-        """As `Backend.sweep`; with both, parts of the cost that cannot matter are not read (kernels/skip.py).
-
-        Args:
-            table: Result of `sweep_table` for this cost.
-            last: The last sweep of the same problems, with the same offset and damping wherever eps is the same.
-        """
+              col_mass: Tensor, items: Tensor | None = None) -> Tensor:
         count, n, m = _sizes(cost, items)
-        tile = self.table.sweep_tile(m, cost.dtype == torch.float64)
-        if tile is None or count * n * m == 0:
+        if count * n * m == 0 or self.table.sweep_tile(m, cost.dtype == torch.float64) is None:
             return self._sweep_wide(cost, log_v, offset, damping, reg, shift, col_mass, items)
+        cut = self._sweep_cut(cost, count)
         lse = log_v.new_empty((count, n))
-        skip = None
-        if table is not None and last is not None:
-            tile = tile.spread
-            slabs, slab_rows = self._slabs(cost, count, n, tile, 1, triton_skip.WORD * tile.rows)
-            skip = triton_skip.words(self, table, log_v, offset, damping, reg, last, slabs, slab_rows, tile, items)
-        else:
-            slabs, slab_rows = self._slabs(cost, count, n, tile, 1)
-        partial = cost.new_empty((count, slabs, m), dtype=arithmetic(cost))
-        self._launch("sweep_kernel", cost, count * slabs, tile, items, log_v, offset, damping, reg, shift, lse, partial,
-                     skip, *_strides(cost), n, m, slabs, slab_rows, SEGMENT=min(triton_skip.SEGMENT, tile.cols),
-                     STAGES=tile.stages)
+        partial = cost.new_empty((count, cut.slabs, m), dtype=arithmetic(cost))
+        self._launch_sweep(cost, items, cut, log_v, offset, damping, reg, shift, lse, partial, None)
         self._merge(partial, log_v, col_mass)
         return lse
+
+    def sweep_table(self, cost: Tensor) -> Tensor | None:
+        """What sweeps need, beside the last one, to leave out parts of this cost (kernels/skip.py); reads it once.
+
+        None where `may_skip` says no.
+        """
+        tile = self.table.sweep_tile(cost.shape[2], cost.dtype == torch.float64)
+        return triton_skip.table(self, cost, tile) if tile is not None and self.may_skip(cost) else None
 
     def may_skip(self, cost: Tensor) -> bool:
         """Not where all of it stays in the cache, rows do not fit on chip, or loads are not of 16 bytes."""
         tile = self.table.sweep_tile(cost.shape[2], cost.dtype == torch.float64)
         return tile is not None and cost.numel() >= SKIP_ENTRIES and _vector_width(cost) > 1
-
-    def sweep_table(self, cost: Tensor) -> Tensor | None:
-        tile = self.table.sweep_tile(cost.shape[2], cost.dtype == torch.float64)
-        if tile is None or not self.may_skip(cost):
-            return None
-        return triton_skip.table(self, cost, tile)
 
     def panel(self, cost: Tensor, log_u: Tensor, log_v: Tensor, reg: Tensor, items: Tensor | None = None) -> Tensor:
         count, n, m = _sizes(cost, items)
@@ -158,6 +141,13 @@ class TritonBackend(Backend):
                 *solve.arguments, ROWS=tile.rows, COLS=tile.cols, STAGES=tile.stages, VECTOR=_vector_width(cost),
                 **solve.constants, **launch_options(tile))
         return solve.outcome
+
+    def iterate(self, problem: Problem, gibbs: GibbsKernel, method: str, max_iter: int, tol: float | None,
+                init: tuple[Tensor, Tensor] | None, options: SolverOptions) -> Outcome | None:
+        """Any cost, but for what `triton_step.why_not` says."""
+        if triton_step.why_not(problem.batch, max_iter, options) is not None:
+            return None
+        return triton_step.iterate(self, problem, gibbs, method, max_iter, tol, init, options)
 
     def product_precisions(self, device: torch.device) -> tuple[str, ...]:
         if torch.version.hip is not None:  # compilers for AMD refuse tf32 on most devices, and tf32x3 on all
@@ -206,12 +196,10 @@ class TritonBackend(Backend):
         if count * n * m == 0:
             return lse
         log_u = log_scaling(offset, damping, lse) - shift[:, None]
-        tile = _narrowed(self._tile("column", cost), m)
-        blocks = _ceil_div(m, tile.cols)
-        slabs, slab_rows = self._slabs(cost, count, n, tile, blocks)
-        partial = cost.new_empty((count, slabs, m), dtype=arithmetic(cost))
-        self._launch("col_mass_kernel", cost, count * slabs * blocks, tile, items, log_u, log_v, reg, partial,
-                     *_strides(cost), n, m, slabs, slab_rows, blocks, STAGES=tile.stages)
+        cut = self._column_cut(cost, count)
+        partial = cost.new_empty((count, cut.slabs, m), dtype=arithmetic(cost))
+        self._launch("col_mass_kernel", cost, count * cut.slabs * cut.blocks, cut.tile, items, log_u, log_v, reg,
+                     partial, *_strides(cost), n, m, cut.slabs, cut.rows, cut.blocks, STAGES=cut.tile.stages)
         self._merge(partial, log_v, col_mass)
         return lse
 
@@ -220,13 +208,10 @@ class TritonBackend(Backend):
         out = log_u.new_empty((count, m))
         if out.numel() == 0 or n == 0:
             return out.fill_(-torch.inf)
-        tile = _narrowed(self._tile("column", cost), m)
-        blocks = _ceil_div(m, tile.cols)
-        slabs, slab_rows = self._slabs(cost, count, n, tile, blocks)
-        anchors = cost.new_empty((count, slabs, m), dtype=arithmetic(cost))
+        cut = self._column_cut(cost, count)
+        anchors = cost.new_empty((count, cut.slabs, m), dtype=arithmetic(cost))
         totals = torch.empty_like(anchors)
-        self._launch("col_lse_kernel", cost, count * slabs * blocks, tile, items, log_u, reg, mask, anchors, totals,
-                     *_strides(cost), n, m, slabs, slab_rows, blocks, STAGES=tile.stages)
+        self._launch_col_lse(cost, items, cut, log_u, reg, mask, anchors, totals)
         self._launch_merge("merge_col_lse_kernel", anchors, totals, mask, out)
         return out
 
@@ -236,6 +221,45 @@ class TritonBackend(Backend):
         self._launch_merge("merge_columns_kernel", partial, log_v, target)
         if target is not col_mass:
             col_mass.copy_(target)
+
+    def _sweep_cut(self, cost: Tensor, count: int, skips: bool = False) -> Cut:
+        """Of a sweep over so many problems, whose rows fit on chip; ``skips`` where it may leave parts out."""
+        _, n, m = cost.shape
+        tile = self.table.sweep_tile(m, cost.dtype == torch.float64)
+        assert tile is not None  # the caller's business
+        if not skips:
+            return Cut(tile, *self._slabs(cost, count, n, tile, 1))
+        return Cut(tile.spread, *self._slabs(cost, count, n, tile.spread, 1, triton_skip.WORD * tile.rows))
+
+    def _column_cut(self, cost: Tensor, count: int) -> Cut:
+        _, n, m = cost.shape
+        tile = _narrowed(self._tile("column", cost), m)
+        blocks = _ceil_div(m, tile.cols)
+        return Cut(tile, *self._slabs(cost, count, n, tile, blocks), blocks)
+
+    def _launch_sweep(self, cost: Tensor, items: Tensor | None, cut: Cut, log_v: Tensor, offset: Tensor,
+                      damping: Tensor, reg: Tensor, shift: Tensor, lse: Tensor, partial: Tensor,
+                      skip: Tensor | None) -> None:
+        """Rows' log-sum-exps, and the columns' sums of each slab, (B, slabs, m), but for the mantissa of v."""
+        _, n, m = cost.shape
+        tile = cut.tile
+        self._launch("sweep_kernel", cost, len(log_v) * cut.slabs, tile, items, log_v, offset, damping, reg, shift, lse,
+                     partial, skip, *_strides(cost), n, m, cut.slabs, cut.rows,
+                     SEGMENT=min(triton_skip.SEGMENT, tile.cols), STAGES=tile.stages)
+
+    def _launch_row_lse(self, cost: Tensor, items: Tensor | None, log_v: Tensor, reg: Tensor, out: Tensor) -> None:
+        _, n, m = cost.shape
+        tile = _narrowed(self._tile("row", cost), m)
+        blocks = _ceil_div(n, tile.rows)
+        self._launch("row_lse_kernel", cost, len(log_v) * blocks, tile, items, log_v, reg, out, *_strides(cost), n, m,
+                     blocks, STAGES=tile.stages)
+
+    def _launch_col_lse(self, cost: Tensor, items: Tensor | None, cut: Cut, log_u: Tensor, reg: Tensor,
+                        mask: Tensor | None, anchors: Tensor, totals: Tensor) -> None:
+        """Log-sum-exps of each slab, (anchor, total), both (B, slabs, m), of the columns that a mask flags."""
+        _, n, m = cost.shape
+        self._launch("col_lse_kernel", cost, len(log_u) * cut.slabs * cut.blocks, cut.tile, items, log_u, reg, mask,
+                     anchors, totals, *_strides(cost), n, m, cut.slabs, cut.rows, cut.blocks, STAGES=cut.tile.stages)
 
     def _launch_merge(self, kernel: str, partial: Tensor, *rest: Tensor | None) -> None:
         count, slabs, m = partial.shape

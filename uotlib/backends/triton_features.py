@@ -30,9 +30,8 @@ class TritonFeatures(Features):
     table: TileTable
 
     def _lse(self, log_v: Tensor, reg: Tensor, items: Tensor | None) -> Tensor:
-        launch = _Launch(self, "feature_lse", len(log_v))
-        anchors = log_v.new_empty((launch.count, launch.splits, launch.n), dtype=self.dtype)
-        totals = torch.empty_like(anchors, dtype=torch.float64)
+        launch = FeatureLaunch(self, "feature_lse", len(log_v))
+        anchors, totals = launch.partial_lse()
         launch.run("feature_lse_kernel", items, log_v, reg, anchors, totals)
         return self._merged(anchors, totals)
 
@@ -54,7 +53,8 @@ class TritonFeatures(Features):
         width = 1 if factor is None else factor.shape[2]
         tile_width = min(self.table.feature_width, max(16, 1 << (width - 1).bit_length()))
         plain = left is None and factor is None
-        launch = _Launch(self, "feature_sums" if plain else "feature_weigh", len(log_y), ceil_div(width, tile_width))
+        launch = FeatureLaunch(self, "feature_sums" if plain else "feature_weigh", len(log_y),
+                               ceil_div(width, tile_width))
         row_sum = log_x.new_empty((launch.count, launch.splits, launch.n))
         cost_sum = torch.empty_like(row_sum) if cost else None
         product, pitch, rank = None, 0, RANK
@@ -74,7 +74,7 @@ class TritonFeatures(Features):
                        None if product is None else product.sum(1))
 
 
-class _Launch:
+class FeatureLaunch:
     """How programs share the rows, the columns and the ``width_blocks`` of a factor of ``count`` problems.
 
     Columns are split where there are fewer blocks of rows than a device runs programs: by shapes and device alone.
@@ -95,6 +95,11 @@ class _Launch:
                                                                                 torch.version.hip is not None)
         # Without tensor cores operands are in registers, which copies ahead of their use would take.
         self.stages = 1 if features.precision == "float32" else self.tile.stages
+
+    def partial_lse(self) -> tuple[Tensor, Tensor]:
+        """Where `feature_lse_kernel` writes (anchor, total) of each range of columns, both (A, splits, n)."""
+        anchors = self.features.x.new_empty((self.count, self.splits, self.n), dtype=self.features.dtype)
+        return anchors, torch.empty_like(anchors, dtype=torch.float64)
 
     def run(self, name: str, items: Tensor | None, *arguments: Tensor | None, extra: tuple[int, ...] = (),
             **constants: Any) -> None:

@@ -6,12 +6,23 @@ import contextlib
 import functools
 import importlib
 import os
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
 import torch
 
 from ..kernels.tiles import Tile
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How programs share a cost: slabs of so many rows of each problem, in so many blocks of columns."""
+
+    tile: Tile
+    slabs: int
+    rows: int
+    blocks: int = 1
 
 
 @functools.cache
@@ -29,6 +40,12 @@ def kernel(name: str) -> Any:
     if module is None:
         raise RuntimeError(reason)
     return getattr(module, name)
+
+
+@functools.cache
+def planes() -> ModuleType:
+    """Where kernels find the state of a solve: `uotlib.kernels.state`, which imports Triton."""
+    return importlib.import_module("uotlib.kernels.state")
 
 
 @functools.cache

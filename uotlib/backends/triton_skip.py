@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,8 +12,8 @@ from ..kernels.tiles import Tile
 from .base import arithmetic
 
 if TYPE_CHECKING:
-    from ..operators import Sweep
     from .triton import TritonBackend
+    from .triton_launch import Cut
 
 #: Columns that are left out together: what a warp reads in one instruction.
 SEGMENT = 128
@@ -33,21 +33,31 @@ def table(backend: TritonBackend, cost: Tensor, tile: Tile) -> Tensor:
     return least
 
 
+class Last(NamedTuple):
+    """What the last sweep of the same problems was given and found; with the same offset and damping where eps is."""
+
+    log_v: Tensor
+    col_lse: Tensor
+    reg: Tensor
+    row_lse: Tensor
+
+
 def words(backend: TritonBackend, least: Tensor, log_v: Tensor, offset: Tensor, damping: Tensor, reg: Tensor,
-          last: Sweep, slabs: int, slab_rows: int, tile: Tile, items: Tensor | None) -> Tensor:
-    """What a sweep may leave out after the sweep ``last``, (B, slabs, segments), int64: bit t is tile t of the slab."""
-    (count, n), m = offset.shape, log_v.shape[1]
+          last: Last, cut: Cut, items: Tensor | None) -> Tensor:
+    """What a sweep may leave out after the sweep ``last``, (B, slabs, segments), int64: bit t is tile t of the slab.
+
+    All vectors are contiguous.
+    """
+    (count, n), m, tile = offset.shape, log_v.shape[1], cut.tile
     segments, share = least.shape[2], SHARE[least.dtype]
     bounds = log_v.new_empty((count, 4, segments))
-    skip = torch.empty(count, slabs, segments, dtype=torch.int64, device=log_v.device)
+    skip = torch.empty(count, cut.slabs, segments, dtype=torch.int64, device=log_v.device)
     narrow = Tile(tile.rows, tile.cols, warps=1)
-    log_v, offset, damping, reg = (values.contiguous() for values in (log_v, offset, damping, reg))
-    before = [values.contiguous() for values in (last.log_v, last.col_lse, last.reg, last.row_lse)]
-    backend._run("bound_columns_kernel", log_v.device, count * segments, narrow, log_v, *before[:2], bounds, m,
-                 SEGMENT=_segment(tile), SEGMENTS=segments)
-    backend._run("skip_kernel", log_v.device, count * slabs, narrow, least, items, bounds, offset, damping, reg,
-                 *before[2:], skip, n, slabs, slab_rows, least.shape[1], math.log(m / share), math.log(n / share),
-                 SEGMENTS=segments, ROWS=tile.rows)
+    backend._run("bound_columns_kernel", log_v.device, count * segments, narrow, log_v, last.log_v, last.col_lse,
+                 bounds, m, SEGMENT=_segment(tile), SEGMENTS=segments)
+    backend._run("skip_kernel", log_v.device, count * cut.slabs, narrow, least, items, bounds, offset, damping, reg,
+                 last.reg, last.row_lse, skip, n, cut.slabs, cut.rows, least.shape[1], math.log(m / share),
+                 math.log(n / share), SEGMENTS=segments, ROWS=tile.rows)
     return skip
 
 

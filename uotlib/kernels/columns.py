@@ -62,15 +62,9 @@ def col_lse_kernel(cost, items, log_u, reg, mask, anchors, totals, stride_b, str
     tl.store(totals + place, total, mask=wanted)
 
 
-@triton.jit(do_not_specialize=["m", "slabs", "blocks"])
-def merge_col_lse_kernel(anchors, totals, mask, col_lse, m, slabs, blocks, SLABS: tl.constexpr, COLS: tl.constexpr):
-    """Column log-sum-exps from the slabs' (anchor, total); -inf where a mask does not flag the column."""
-    program = tl.program_id(0)
-    b = (program // blocks).to(tl.int64)
-    cols = program % blocks * COLS + tl.arange(0, COLS)
-    wanted = cols < m
-    if mask is not None:
-        wanted = wanted & (tl.load(mask + b * m + cols, mask=wanted, other=0) != 0)
+@triton.jit
+def merged_lse(anchors, totals, b, slabs, m, cols, wanted, SLABS: tl.constexpr, COLS: tl.constexpr):
+    """Log-sum-exps of wanted columns of problem b, from those of the slabs in their order."""
     anchor = tl.full((COLS,), LOWEST, tl.float64)
     total = tl.zeros((COLS,), tl.float64)
     for slab in range(0, slabs, SLABS):
@@ -83,7 +77,20 @@ def merge_col_lse_kernel(anchors, totals, mask, col_lse, m, slabs, blocks, SLABS
         part = tl.sum(part_total * tl.exp2(part_anchor - raised[None, :]), axis=0)
         total = total * tl.exp2(anchor - raised) + part
         anchor = raised
-    tl.store(col_lse + b * m + cols, natural_log(anchor, total), mask=cols < m)
+    return natural_log(anchor, total)
+
+
+@triton.jit(do_not_specialize=["m", "slabs", "blocks"])
+def merge_col_lse_kernel(anchors, totals, mask, col_lse, m, slabs, blocks, SLABS: tl.constexpr, COLS: tl.constexpr):
+    """Column log-sum-exps from the slabs' (anchor, total); -inf where a mask does not flag the column."""
+    program = tl.program_id(0)
+    b = (program // blocks).to(tl.int64)
+    cols = program % blocks * COLS + tl.arange(0, COLS)
+    wanted = cols < m
+    if mask is not None:
+        wanted = wanted & (tl.load(mask + b * m + cols, mask=wanted, other=0) != 0)
+    lse = merged_lse(anchors, totals, b, slabs, m, cols, wanted, SLABS, COLS)
+    tl.store(col_lse + b * m + cols, lse, mask=cols < m)
 
 
 @triton.jit(do_not_specialize=["stride_b", "stride_n", "n", "m", "slabs", "slab_rows", "blocks"])

@@ -47,7 +47,12 @@ def asked(mass, potential, rate):
 @triton.jit
 def log_total(log_mass, potential, rate):
     """log <a, exp(-f / tau)>; not finite where there is nothing to add, or too much."""
-    exponent = log_mass - over_tau(potential, rate)
+    return log_sum(log_mass - over_tau(potential, rate))
+
+
+@triton.jit
+def log_sum(exponent):
+    """log sum exp; not finite where there is nothing to add, or too much."""
     peak = tl.max(exponent, axis=0)
     total = tl.sum(tl.exp(exponent - tl.where(is_finite(peak), peak, 0.0)), axis=0)
     return tl.where(is_finite(peak), peak + tl.log(total), peak)
@@ -55,9 +60,13 @@ def log_total(log_mass, potential, rate):
 
 @triton.jit
 def side_violation(marginal, target):
-    """|marginal - target|_1 / |marginal|_1; 0 for an empty plan that is meant to be empty."""
-    deviation = tl.sum(tl.abs(marginal - target), axis=0)
-    mass = tl.sum(marginal, axis=0)
+    """|marginal - target|_1 / |marginal|_1."""
+    return relative(tl.sum(tl.abs(marginal - target), axis=0), tl.sum(marginal, axis=0))
+
+
+@triton.jit
+def relative(deviation, mass):
+    """deviation / mass; 0 for an empty plan that is meant to be empty."""
     return tl.where(deviation == 0.0, 0.0, deviation / tl.where(deviation == 0.0, 1.0, mass))
 
 
@@ -85,5 +94,10 @@ def side_gap(marginal, target, rate):
 @triton.jit
 def largest_of(f, g):
     """max |f, g| over the finite potentials."""
-    return tl.maximum(tl.max(tl.where(is_finite(f), tl.abs(f), 0.0), axis=0),
-                      tl.max(tl.where(is_finite(g), tl.abs(g), 0.0), axis=0))
+    return tl.maximum(size_of(f), size_of(g))
+
+
+@triton.jit
+def size_of(potential):
+    """max |f| over the finite ones."""
+    return tl.max(tl.where(is_finite(potential), tl.abs(potential), 0.0), axis=0)

@@ -26,12 +26,20 @@ from .penalty import (
     side_gap,
     side_violation,
 )
-from .update import column_terms, raise_columns, row_terms
+from .rules import (
+    constant,
+    deadline,
+    level_ends,
+    log_scaling_of,
+    predict,
+    read_side,
+    stopping,
+    tolerance_of,
+    translation_of,
+)
+from .update import column_terms, raise_columns, row_terms, weak_columns
 
-# As in uotlib.backends.base, uotlib.solver and uotlib.operators.
-WEAK_COLUMN = tl.constexpr(1e-25)
-LOST_TERMS = tl.constexpr(2.0**-98)
-STALL_PASSES = tl.constexpr(40)
+#: As in uotlib.operators.
 SAMPLED_ROWS = tl.constexpr(32)
 
 
@@ -103,61 +111,6 @@ def column_lse(tile, log_u, eps, points, stride_n, n, m, ROWS: tl.constexpr, COL
         log_u_i = tl.load(log_u + rows, mask=rows < n, other=NEG_INF)
         anchor, total = raise_columns(c, scale_high, scale_low, log_u_i, anchor, total)
     return natural_log(anchor, total)
-
-
-@triton.jit
-def constant(value: tl.constexpr):
-    """A number in float64: as it stands in an expression without tensors it may become float32."""
-    return tl.full((), value, tl.float64)
-
-
-@triton.jit
-def tolerance_of(tol, roundoff):
-    """tol, or where none was given the default of `uotlib.unbalanced_sinkhorn`."""
-    default = tl.minimum(tl.maximum(4.0 * roundoff, constant(1e-5)), constant(1e-2))
-    return tl.where(tol > 0.0, tol, default)
-
-
-@triton.jit
-def deadline(start, reg, passes, max_iter):
-    """The eps that the pass after these must not exceed: annealing ends within half of all."""
-    share = 2.0 * (passes + 1).to(tl.float64) / max_iter.to(tl.float64)
-    eps = tl.maximum(reg, start * tl.exp(share * tl.log(reg / start)))
-    return tl.where(share < 1.0, eps, reg)
-
-
-@triton.jit
-def predict(ends, ends_eps, known, eps, points, m):
-    """Lagrange's polynomial through the first ``known`` ends of levels, at a new eps."""
-    total = tl.zeros_like(points).to(tl.float64)
-    for level in tl.range(0, known, num_stages=1):
-        node, weight = tl.load(ends_eps + level), constant(1.0)
-        for other in tl.range(0, known, num_stages=1):
-            distant = tl.load(ends_eps + other)
-            apart = node - distant
-            weight *= tl.where(apart != 0.0, (eps - distant) / tl.where(apart != 0.0, apart, 1.0), 1.0)
-        total += weight * tl.load(ends + level * m + points, mask=points < m, other=0.0)
-    return total
-
-
-@triton.jit
-def read_side(mass, log_mass, points, inside, ENTROPY: tl.constexpr):
-    """(mass, log-mass, log-mass less reference, reference) of one side: read again each pass, not kept in registers."""
-    value = tl.load(mass + points, mask=inside, other=0.0)
-    log_value = tl.load(log_mass + points, mask=inside, other=NEG_INF)
-    nothing = tl.where(log_value == NEG_INF, 0.0, 0.0 * log_value)
-    if ENTROPY:
-        residual, reference = log_value, nothing
-    else:
-        residual, reference = nothing, log_value
-    return value, log_value, residual, reference
-
-
-@triton.jit
-def log_scaling_of(g, reference, live, eps):
-    """log v = beta + g / eps; -inf for columns that take no part."""
-    alive = live & (tl.abs(g) != INF)
-    return tl.where(alive, g / eps + tl.where(alive, reference, 0.0), NEG_INF)
 
 
 @triton.jit(do_not_specialize=["stride_b", "stride_n", "n", "m", "batch", "max_iter", "tol_bits"])
@@ -250,8 +203,7 @@ def small_solve_kernel(cost, items, mass_a, log_a, tau_a, mass_b, log_b, tau_b, 
         col_lse = tl.where(alive, tl.log(mass) + shift - tl.where(alive, log_v, 0.0), NEG_INF)
         row_mass = tl.exp(log_u + lse)
         heaviest = tl.max(tl.where(row_mass == row_mass, row_mass, 0.0), axis=0) * tl.exp(-shift)
-        least = heaviest * (n.to(tl.float64) * LOST_TERMS)
-        weak = alive & ~((mass >= least) & (mass >= WEAK_COLUMN) & (mass <= 1 / WEAK_COLUMN))
+        weak = weak_columns(alive, mass, heaviest, n)
         if tl.sum(weak.to(tl.int32), axis=0) > 0:
             tl.store(log_u_at + points, log_u, mask=in_a)
             tl.debug_barrier()
@@ -282,31 +234,19 @@ def small_solve_kernel(cost, items, mass_a, log_a, tau_a, mass_b, log_b, tau_b, 
         violation = tl.where(lost > 0, NAN, violation)
 
         largest = largest_of(f_pair if TEXTBOOK else f, shown)
-        tolerance = tolerance_of(tol, ROUNDOFF * largest / target_reg)
         at_target = eps <= target_reg
-        close = at_target & (violation <= tolerance)
         steps = passes - 1 if TEXTBOOK else passes
-        ended = steps >= max_iter
-        if SYNCHRONOUS:
-            look = (steps > 0) & (steps % CHECK_EVERY == 0) & ~ended
-            improved = look & (violation < 0.9 * record)
-            record = tl.where(improved, violation, record)
-            record_pass = tl.where(improved, passes, record_pass)
-            floor = 256.0 * tl.maximum(2.0**-53 * largest / target_reg, constant(ROUNDOFF))
-            still = look & at_target & (passes - record_pass >= STALL_PASSES) & (violation <= floor)
-            at_floor = still.to(tl.int32)
-            good = close & ((confirming > 0) | ~one_sided)
-            ended = ended | (look & (good | still | (violation != violation)))
+        ended, at_floor, close, record, record_pass = stopping(
+            violation, largest, target_reg, tol, at_target, confirming, one_sided, record, record_pass, steps, passes,
+            max_iter, ROUNDOFF, SYNCHRONOUS, CHECK_EVERY)
         done = ended.to(tl.int32)
 
         if done == 0:
             if TEXTBOOK:
                 g = answer
             else:
-                ratio = log_total(a_log, f, rate_a) - log_total(b_log, tl.where(reachable, answer, INF), rate_b)
-                rate = rate_a + rate_b
-                movable = (rate > 0.0) & is_finite(ratio)
-                translation = tl.where(movable, ratio / tl.where(rate > 0.0, rate, 1.0), 0.0)
+                col_total = log_total(b_log, tl.where(reachable, answer, INF), rate_b)
+                translation = translation_of(log_total(a_log, f, rate_a), col_total, rate_a, rate_b)
                 moved = tl.where(live, answer - translation, g)
 
                 rejected, better = violation > SAFEGUARD * best, violation < best
@@ -317,11 +257,9 @@ def small_solve_kernel(cost, items, mass_a, log_a, tau_a, mass_b, log_b, tau_b, 
                     tl.store(best_answer + points, moved, mask=in_b)
 
                 level_pass += 1
-                accuracy = ANNEAL_ACCURACY * tl.sqrt(eps / spread)
-                solved = (violation <= accuracy) & (violation <= ANNEAL_VIOLATION)
-                limit = deadline(first_eps, target_reg, passes, max_iter)
-                lower = tl.maximum(target_reg, ANNEAL_FACTOR * eps)
-                leaving = ~at_target & (solved | (level_pass >= ANNEAL_PASSES) | (limit <= lower))
+                leaving, solved, lower = level_ends(
+                    violation, eps, target_reg, first_eps, spread, at_target, level_pass, passes, max_iter,
+                    ANNEAL_FACTOR, ANNEAL_VIOLATION, ANNEAL_ACCURACY, ANNEAL_PASSES)
                 following = moved
                 if leaving:
                     # A level that was not solved well breaks the chain: only its own end is kept.
@@ -330,8 +268,8 @@ def small_solve_kernel(cost, items, mass_a, log_a, tau_a, mass_b, log_b, tau_b, 
                     tl.store(ends_eps + end_slot, eps)
                     tl.store(ends + end_slot * m + points, moved, mask=in_b)
                     tl.debug_barrier()
-                    eps = tl.minimum(lower, limit)
-                    following = predict(ends, ends_eps, known, eps, points, m)
+                    eps = lower
+                    following = predict(ends, m, ends_eps, known, eps, points, in_b)
                     end_slot = (end_slot + 1) % (ANNEAL_ORDER + 1)
                     level_pass, best, record = 0, infinite, infinite
                 if rejected | leaving:
@@ -340,12 +278,12 @@ def small_solve_kernel(cost, items, mass_a, log_a, tau_a, mass_b, log_b, tau_b, 
                 elif DEPTH > 0:
                     if level_pass <= ANDERSON_START:
                         slot, count, has_last = 0, 0, 0
-                    push(history, slot, has_last, g, moved, asked(b_mass, shown, rate_b), points, m, DEPTH)
+                    push(history, m, slot, has_last, g, moved, asked(b_mass, shown, rate_b), points, in_b, DEPTH)
                     tl.debug_barrier()
                     if has_last > 0:
                         count = tl.minimum(count + 1, DEPTH)
                         slot = (slot + 1) % DEPTH
-                        extra = correction(history, count, points, m, DEPTH, SLOTS)
+                        extra = correction(history, m, count, points, in_b, m, DEPTH, SLOTS)
                         reach = TRUST_REGION * eps / tl.maximum(tl.max(tl.abs(extra), axis=0), constant(1e-300))
                         following = moved - extra * tl.minimum(reach, 1.0)
                     has_last = 1

@@ -70,16 +70,9 @@ def sweep_kernel(cost, items, log_v, offset, damping, reg, shift, row_lse, parti
     tl.store(partial + program.to(tl.int64) * m + cols, column_sum, mask=inside)
 
 
-@triton.jit(do_not_specialize=["m", "slabs", "blocks"])
-def merge_columns_kernel(partial, log_v, col_mass, m, slabs, blocks, SLABS: tl.constexpr, COLS: tl.constexpr):
-    """col_mass += the slabs' sums, added in float64, times the mantissa of v where there is a log_v.
-
-    Grid: (column blocks of each item).
-    """
-    program = tl.program_id(0)
-    b = (program // blocks).to(tl.int64)
-    cols = program % blocks * COLS + tl.arange(0, COLS)
-    inside = cols < m
+@triton.jit
+def added_slabs(partial, log_v, b, slabs, m, cols, inside, SLABS: tl.constexpr, COLS: tl.constexpr):
+    """The slabs' sums of columns of problem b in float64, times the mantissa of v where there is a log_v."""
     total = tl.zeros((COLS,), tl.float64)
     for slab in range(0, slabs, SLABS):
         ids = slab + tl.arange(0, SLABS)
@@ -89,5 +82,19 @@ def merge_columns_kernel(partial, log_v, col_mass, m, slabs, blocks, SLABS: tl.c
     if log_v is not None:
         _, mantissa = split_exponent(tl.load(log_v + b * m + cols, mask=inside, other=0.0), tl.float64)
         total = total * mantissa
+    return total
+
+
+@triton.jit(do_not_specialize=["m", "slabs", "blocks"])
+def merge_columns_kernel(partial, log_v, col_mass, m, slabs, blocks, SLABS: tl.constexpr, COLS: tl.constexpr):
+    """col_mass += the slabs' sums, times the mantissa of v where there is a log_v.
+
+    Grid: (column blocks of each item).
+    """
+    program = tl.program_id(0)
+    b = (program // blocks).to(tl.int64)
+    cols = program % blocks * COLS + tl.arange(0, COLS)
+    inside = cols < m
+    total = added_slabs(partial, log_v, b, slabs, m, cols, inside, SLABS, COLS)
     before = tl.load(col_mass + b * m + cols, mask=inside, other=0.0)
     tl.store(col_mass + b * m + cols, before + total, mask=inside)

@@ -14,6 +14,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+#: Chunks of a vector whose partial results every program adds up by itself.
+STEP_CHUNKS = 64
+
 
 @dataclass(frozen=True)
 class Tile:
@@ -147,6 +150,9 @@ class TileTable:
     #: solve takes most of the registers.
     small: tuple[Tile, ...] = field(default_factory=_small_float32)
     small_float64: tuple[Tile, ...] = field(default_factory=_small_float64)
+    #: The work on vectors between passes: cols are points of a program, rows are partial results that are added at a
+    #: time.  Small chunks give every SM some; where there are very many, adding them up would take longest.
+    step: tuple[Tile, ...] = (Tile(64, 256, warps=4, per_sm=2), Tile(64, 1024, warps=8, per_sm=1))
     #: Streamed features, log-sum-exps and sums with a vector: 256 threads with half the registers of a multiprocessor
     #: each.  A square tile of 128 would read half as much from L2, and spills.
     feature_lse: Tile = Tile(128, 64, warps=8, per_sm=1)
@@ -168,6 +174,11 @@ class TileTable:
     def small_tile(self, points: int, double: bool) -> Tile | None:
         """The tile for whole solves of up to ``points`` a side, or None if none is wide enough."""
         return _narrowest(self.small_float64 if double else self.small, points)
+
+    def step_tile(self, points: int) -> Tile:
+        """The tile for vectors of so many points: the first that cuts them in at most `STEP_CHUNKS`, or the last."""
+        fitting = (tile for tile in self.step if points <= STEP_CHUNKS * tile.cols)
+        return next(fitting, self.step[-1])
 
     def schur_tile(self, m: int, double: bool) -> Tile | None:
         """The same for a product of the adjoint."""

@@ -17,6 +17,10 @@ from .numerics import (
     split_exponent,
 )
 
+# As in uotlib.backends.base.
+WEAK_COLUMN = tl.constexpr(1e-25)
+LOST_TERMS = tl.constexpr(2.0**-98)
+
 
 @triton.jit
 def row_terms(c, scale_high, scale_low, exponent, mantissa):
@@ -40,3 +44,10 @@ def raise_columns(c, scale_high, scale_low, log_u, anchor, total):
     """(anchor, total) of the columns' log-sum-exps after some more rows."""
     exponent, mantissa = split_exponent(log_u, c.dtype)
     return add_terms(anchor, total, c, scale_high, scale_low, exponent[:, None], mantissa[:, None], 0)
+
+
+@triton.jit
+def weak_columns(alive, mass, heaviest, n):
+    """Columns whose sum, like the heaviest row's in units of exp(shift), may have lost terms to underflow."""
+    least = heaviest * (n.to(tl.float64) * LOST_TERMS)
+    return alive & ~((mass >= least) & (mass >= WEAK_COLUMN) & (mass <= 1 / WEAK_COLUMN))
