@@ -18,6 +18,9 @@ CHOICES = {
     "reg_type": ("kl", "entropy"),
     "gradients": ("implicit", "one_step", "unrolled"),
     "perceptual": ("random", "vgg16", "vgg19"),
+    "precision": ("no", "bf16", "fp16"),
+    "source": ("avatars", "folder"),
+    "condition": ("mask", "edges", "landmarks", "layout"),
 }
 #: The transported levels of an exemplar, in the order of their plan.
 LEVELS = ("rgb", "f2", "f3", "f4", "f5")
@@ -142,7 +145,19 @@ class TrainConfig(_Checked):
     pseudo_share: float = 0.3                 # share of pseudo pairs among training examples
     sample_every: int = _positive(500)
     checkpoint_every: int = _positive(500)
+    validation: int = _positive(16)           # held-out pairs that judge the average of the weights
+    precision: str = "no"                     # of the networks; the solver stays in float32
     seed: int = 0
+
+
+@dataclass(frozen=True)
+class DataConfig(_Checked):
+    """Where examples come from; ``root`` is a folder of one's own data, or where avatars are kept."""
+
+    source: str = "avatars"
+    root: str = ""
+    condition: str = "mask"
+    count: int | None = None                  # training examples; None: as many as there are
 
 
 @dataclass(frozen=True)
@@ -154,6 +169,7 @@ class Config:
     match: MatchConfig = field(default_factory=MatchConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    data: DataConfig = field(default_factory=DataConfig)
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -161,7 +177,8 @@ class Config:
     @classmethod
     def from_dict(cls, tree: dict[str, Any]) -> Config:
         """The inverse of `to_dict`; refuses unknown sections and settings by name."""
-        parts = {"model": ModelConfig, "match": MatchConfig, "loss": LossConfig, "train": TrainConfig}
+        parts = {"model": ModelConfig, "match": MatchConfig, "loss": LossConfig, "train": TrainConfig,
+                 "data": DataConfig}
         unknown = set(tree) - {"preset", *parts}
         if unknown:
             raise ValueError(f"unknown section {sorted(unknown)[0]!r} of a configuration, known are "
