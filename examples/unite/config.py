@@ -103,6 +103,7 @@ class MatchConfig(_Checked):
     unrolled_passes: int = _positive(5)
     temperature: float = _positive(0.01)      # of "cos"
     backend: str = "auto"                     # of uotlib
+    cycle_features: bool = False              # move all levels there and back, not the image alone (for the cycle loss)
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,6 @@ class LossConfig(_Checked):
     contextual_relu2: bool = False
     contextual_spatial_mean: bool = False
     contextual_paper: bool = False            # Eq. 11 as printed: roles swapped, a sum
-    cycle_features: bool = False
     warp_self: float = 0.0
     mask_nll: float = 0.0
     perceptual: str = "random"                # which network judges

@@ -77,6 +77,7 @@ class Transported:
     kept: Tensor                      # (B, h, w): share of a that the plan takes
     kept_back: Tensor                 # (B, h, w): share of b
     confidence: Tensor | None         # (B, 1, h, w) in [0, 1]
+    feature_cycle: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)  # level -> (there and back, constant)
 
 
 @dataclass(frozen=True)
