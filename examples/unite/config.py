@@ -80,8 +80,8 @@ class ModelConfig(_Checked):
             raise ValueError(f"stride must be 2 or 4, got {self.stride!r}")
         if self.size % 32 or self.size < 64:
             raise ValueError(f"size must be a multiple of 32 from 64 on, got {self.size!r}")
-        if not self.levels or any(level not in LEVELS for level in self.levels):
-            raise ValueError(f"levels must be some of {', '.join(LEVELS)}, got {self.levels!r}")
+        if "rgb" not in self.levels or any(level not in LEVELS for level in self.levels):
+            raise ValueError(f"levels must be rgb and any of {', '.join(LEVELS[1:])}, got {self.levels!r}")
 
 
 @dataclass(frozen=True)
