@@ -188,9 +188,9 @@ class Matcher(nn.Module):
         size = [side * here // there for side, here, there in zip(exemplar.shape[-2:], x.shape[-2:], grid, strict=True)]
         warped = _resized(whole["rgb"], size, "bilinear" if self.model.bilinear_warp else "nearest")
         return Transported(
-            levels={name: whole[name] for name in self.model.levels}, warped=warped, warped_condition=condition,
-            cycle=cycle, exemplar_small=exemplar_small, a=plan.a, b=plan.b, kept=kept, kept_back=kept_back,
-            confidence=self._confidence(x, z, kept), feature_cycle=feature_cycle)
+            levels=whole, warped=warped, warped_condition=condition, cycle=cycle, exemplar_small=exemplar_small,
+            a=plan.a, b=plan.b, kept=kept, kept_back=kept_back, confidence=self._confidence(x, z, kept),
+            feature_cycle=feature_cycle)
 
     def _confidence(self, x: Tensor, z: Tensor, kept: Tensor) -> Tensor | None:
         """How far each position of x can be trusted, (B, 1, h, w), or None where that is off."""
