@@ -12,7 +12,7 @@ from .layers import convolution
 def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     r"""Rows of values, averaged by similarity: :math:`\mathrm{softmax}(q k^\top) v`.
 
-    Fused kernels want one width of all three, so narrower ones are filled up with zeros, which changes nothing.
+    Fused kernels want one width of all three, in eights; narrower ones are filled up with zeros, which changes nothing.
 
     Args:
         query: (B, n, d); any scale is already in it.
@@ -22,7 +22,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     Returns:
         (B, n, c).
     """
-    width, channels = max(query.shape[-1], value.shape[-1]), value.shape[-1]
+    channels = value.shape[-1]
+    width = -(-max(query.shape[-1], channels) // 8) * 8
     query, key, value = (functional.pad(x, (0, width - x.shape[-1])).unsqueeze(1) for x in (query, key, value))
     mixed = functional.scaled_dot_product_attention(query, key.to(query.dtype), value.to(query.dtype), scale=1.0)
     return mixed.squeeze(1)[..., :channels].to(value.dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -59,10 +60,14 @@ def positional_norm(x: Tensor, eps: float = 1e-5) -> Tensor:
 
     .. math:: (x - \mu) / \sqrt{\sigma^2 + \epsilon}
 
+    The fused layer norm divides by C where the unbiased variance divides by C - 1: eps and the result are scaled.
+
     Source: Li et al., Positional Normalization, NeurIPS 2019.
     """
-    variance, mean = torch.var_mean(wide(x), dim=1, keepdim=True)
-    return ((x - mean) * torch.rsqrt(variance + eps)).to(x.dtype)
+    channels = x.shape[1]
+    share = (channels - 1) / channels
+    rows = functional.layer_norm(wide(x).permute(0, 2, 3, 1), (channels,), eps=eps * share)
+    return (rows.permute(0, 3, 1, 2) * math.sqrt(share)).to(x.dtype)
 
 
 def unit_length(x: Tensor, eps: float = 1e-6) -> Tensor:
