@@ -283,7 +283,7 @@ def test_a_loss_that_is_no_number_is_diagnosed() -> None:
     with pytest.raises(Diverged) as caught:
         check_losses({"cycle": math.nan, "adversarial": 0.25}, 7, inputs, ["a", "b"], {"generator.matcher": 3.0},
                      Path("run/step-5.pt"))
-    for words in ("step 7: cycle is nan", "adversarial 0.25", "truth: (1, 3) in [-2, 0.5], 1 of 3 not finite",
+    for words in ("step 7: cycle is nan", "beside it adversarial 0.25", "truth: (1, 3) in [-2, 0.5], 1 of 3 not finite",
                   "output: (1, 2), no finite value", "examples: a, b", "generator.matcher 3", "run/step-5.pt"):
         assert words in str(caught.value)
 

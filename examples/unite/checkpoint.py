@@ -52,6 +52,8 @@ def save(state: dict[str, Any], folder: Path, step: int, best: bool) -> Path:
 def keep_best(path: Path) -> None:
     """Let the folder's best be this file: a second name of it, or a copy where the file system has no links."""
     name = path.with_name(BEST)
+    if name.exists() and name.samefile(path):  # a rename between two names of one file would do nothing
+        return
     unfinished = path.with_name(f".{BEST}.{os.getpid()}.unfinished")
     unfinished.unlink(missing_ok=True)
     try:

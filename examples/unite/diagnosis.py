@@ -41,18 +41,22 @@ def check_losses(values: Mapping[str, float], step: int, inputs: Mapping[str, Te
         Diverged: saying which value, at which step, for which inputs, and how to go on.
     """
     bad = {name: value for name, value in values.items() if not math.isfinite(value)}
-    if not bad:
-        return
-    lines = [f"step {step}: " + ", ".join(f"{name} is {value}" for name, value in bad.items())]
-    fine = [f"{name} {value:.4g}" for name, value in values.items() if name not in bad]
-    if fine:
-        lines.append("beside it: " + ", ".join(fine))
+    if bad:
+        reason = ", ".join(f"{name} is {value}" for name, value in bad.items())
+        fine = ", ".join(f"{name} {value:.4g}" for name, value in values.items() if name not in bad)
+        raise diverged(f"{reason}; beside it {fine}" if fine else reason, step, inputs, names, norms, good)
+
+
+def diverged(reason: str, step: int, inputs: Mapping[str, Tensor], names: list[str], norms: Mapping[str, float],
+             good: Path | None) -> Diverged:
+    """The error with everything that is known of a step; arguments as those of `check_losses`."""
+    lines = [f"step {step}: {reason}"]
     lines += [f"{name}: {describe(tensor)}" for name, tensor in inputs.items()]
     lines.append("examples: " + ", ".join(names))
     lines.append("gradient norms before: " + (", ".join(f"{name} {norm:.3g}" for name, norm in norms.items())
                                              or "none, this is the first step"))
     lines.append(advice(good))
-    raise Diverged("\n  ".join(lines))
+    return Diverged("\n  ".join(lines))
 
 
 def advice(good: Path | None) -> str:

@@ -98,7 +98,7 @@ def _introduction(trainer: Trainer) -> list[str]:
         f"{config.preset}: {config.model.size} px, matcher {config.match.matcher}, {counts[0]:.2f} M parameters, "
         f"discriminator {counts[1]:.2f} M; on {where}, precision {config.train.precision}",
         f"data: {config.data.source}, {len(trainer.pairs)} training examples with {config.model.condition_channels} "
-        f"condition channels; perceptual network: {trainer.perceptual.name}",
+        f"condition channels; perceptual network: {trainer.perceptual_name}",
         f"{config.train.steps} steps of {config.train.batch * config.train.accumulate} examples, from step "
         f"{trainer.done}; writing {trainer.out}",
     ]

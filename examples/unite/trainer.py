@@ -17,7 +17,7 @@ from torch import Tensor
 from . import checkpoint, data
 from .checkpoint import CheckpointError
 from .config import Config
-from .diagnosis import check_losses, check_parameters, gradient_norms, memory_advice
+from .diagnosis import check_losses, check_parameters, diverged, gradient_norms, memory_advice
 from .discriminator import Discriminator
 from .ema import Average
 from .grids import grid, write_png
@@ -71,7 +71,10 @@ class Trainer:
         self.unite = Unite(config.model, config.match).to(place)
         self.discriminator = Discriminator(config.model).to(place)
         self.average = Average(self.unite, config.train.ema) if config.train.ema else None
-        self.perceptual = load_perceptual(config.loss.perceptual, config.loss.perceptual_file, place)
+        loss = config.loss
+        self.perceptual = None
+        if loss.pseudo or loss.perceptual_weight or loss.contextual:
+            self.perceptual = load_perceptual(loss.perceptual, loss.perceptual_file, place)
         self.losses = Losses(config, self.perceptual)
         made = self.accelerator.prepare(self.unite, self.discriminator,
                                         *optimisers(self.unite, self.discriminator, config.train))
@@ -87,6 +90,11 @@ class Trainer:
         torch.manual_seed(seed + self.accelerator.process_index)
         if state is not None:
             self._restore(state)
+
+    @property
+    def perceptual_name(self) -> str:
+        """Of the network that judges, or none."""
+        return self.perceptual.name if self.perceptual is not None else "none"
 
     @property
     def judged(self) -> torch.nn.Module:
@@ -115,7 +123,8 @@ class Trainer:
         self._judge.train()
 
         values, images = self._update_generator(group)
-        values |= self._update_discriminator(group, images)
+        if self.config.loss.adversarial:
+            values |= self._update_discriminator(group, images)
         values["rate/generator"] = train.generator_rate * factor
         self.done += 1
         self.position += train.batch * len(group) * self.accelerator.num_processes
@@ -128,11 +137,8 @@ class Trainer:
         images = []
         for index, batch in enumerate(group):
             with self._last(index, group, self._model), self.accelerator.autocast():
-                output: Output = self._model(batch.condition, batch.exemplar, batch.exemplar_condition, batch.image)
-                # Not the wrapped discriminator: no gradient of it is wanted, so no process waits for one.
-                fake = self.discriminator(batch.condition, output.image)
-                with torch.no_grad():
-                    real = self.discriminator(batch.condition, batch.image)
+                output = self._forward(batch)
+                fake, real = self._maps(batch, output.image)
                 terms = self.losses.generator(output, batch, fake, real)
                 self._add(sums, "generator", terms, batch, output.image, len(group))
                 self.accelerator.backward(sum(terms.values()) / len(group))
@@ -142,6 +148,27 @@ class Trainer:
             self.average.update(self.unite)
         self.discriminator.requires_grad_(True)
         return sums, images
+
+    def _forward(self, batch: Batch) -> Output:
+        try:
+            return self._model(batch.condition, batch.exemplar, batch.exemplar_condition, batch.image)
+        except ValueError as error:
+            if "NaN" not in str(error) and "inf" not in str(error):
+                raise
+            # The solver refuses features that are no numbers, before any loss is.
+            raise diverged(f"matching was given no numbers: {error}", self.done + 1, _inputs(batch), batch.names,
+                           self._norms, self.good) from error
+
+    def _maps(self, batch: Batch, image: Tensor) -> tuple[list[list[Tensor]], list[list[Tensor]]]:
+        """What the discriminator says of an output and of the truth; nothing where no loss asks for it."""
+        loss = self.config.loss
+        if not loss.adversarial and not loss.discriminator_features:
+            return [], []
+        # Not the wrapped discriminator: no gradient of it is wanted, so no process waits for one.
+        fake = self.discriminator(batch.condition, image)
+        with torch.no_grad():
+            real = self.discriminator(batch.condition, batch.image)
+        return fake, real
 
     def _update_discriminator(self, group: list[Batch], images: list[Tensor]) -> dict[str, float]:
         self._judge_adam.zero_grad()
@@ -167,7 +194,8 @@ class Trainer:
         """Add a batch's losses to the step's means, in one transfer; stop if one of them is not finite."""
         stacked = torch.stack([term.detach().float() for term in terms.values()])
         numbers = self.accelerator.reduce(stacked, "mean").tolist()
-        values = {f"{part}/{name}": value for name, value in zip(terms, numbers, strict=True)}
+        values = {f"{part}/{name.removeprefix(f'{part}_')}": value
+                  for name, value in zip(terms, numbers, strict=True)}
         self._check(values, batch, image)
         values[f"{part}/total"] = sum(values.values())
         for name, value in values.items():
@@ -185,9 +213,7 @@ class Trainer:
         adam.step()
 
     def _check(self, values: dict[str, float], batch: Batch, image: Tensor) -> None:
-        inputs = {"condition": batch.condition, "exemplar": batch.exemplar,
-                  "exemplar's condition": batch.exemplar_condition, "truth": batch.image, "output": image}
-        check_losses(values, self.done + 1, inputs, batch.names, self._norms, self.good)
+        check_losses(values, self.done + 1, {**_inputs(batch), "output": image}, batch.names, self._norms, self.good)
 
     def run(self, *, stream: TextIO | None = None, say: Callable[[str], None] | None = None) -> None:
         """Train to the last step; ``stream`` takes a bar if it is a terminal, ``say`` lines otherwise.
@@ -210,7 +236,8 @@ class Trainer:
                     if metrics is not None:
                         metrics.write(self.done, values)
                         metrics.speed(self.done, progress.rate)
-                    progress.step(self.done, {name: values[f"{name}/total"] for name in ("generator", "discriminator")})
+                    progress.step(self.done, {name: values[f"{name}/total"] for name in ("generator", "discriminator")
+                                              if f"{name}/total" in values})
                     self._pause(metrics, progress)
         finally:
             progress.close()
@@ -265,7 +292,7 @@ class Trainer:
             "step": self.done,
             "position": self.position,
             "config": self.config.to_dict(),
-            "perceptual": self.perceptual.name,
+            "perceptual": self.perceptual_name,
             "model": self.unite.state_dict(),
             "discriminator": self.discriminator.state_dict(),
             "average": self.average.state_dict() if self.average is not None else None,
@@ -277,9 +304,9 @@ class Trainer:
         }, self.checkpoints, self.done, better)
 
     def _restore(self, state: dict[str, Any]) -> None:
-        if state["perceptual"] != self.perceptual.name:
+        if state["perceptual"] != self.perceptual_name:
             raise CheckpointError(f"the checkpoint was trained with the perceptual network {state['perceptual']}, "
-                                  f"not with {self.perceptual.name}")
+                                  f"not with {self.perceptual_name}")
         if len(state["random"]) != self.accelerator.num_processes:
             raise CheckpointError(f"the checkpoint is of {len(state['random'])} processes, "
                                   f"these are {self.accelerator.num_processes}")
@@ -302,6 +329,11 @@ class Trainer:
         checkpoint.set_random_state(state["random"][self.accelerator.process_index])
 
 
+def _inputs(batch: Batch) -> dict[str, Tensor]:
+    return {"condition": batch.condition, "exemplar": batch.exemplar,
+            "exemplar's condition": batch.exemplar_condition, "truth": batch.image}
+
+
 def make_accelerator(device: str, precision: str) -> Accelerator:
     """accelerate for a device by name; the devices of several processes are those of `accelerate launch`.
 
@@ -315,6 +347,8 @@ def make_accelerator(device: str, precision: str) -> Accelerator:
         raise ValueError(f"device {device} was asked for, and torch sees no GPU")
     if kind == "mps" and not torch.backends.mps.is_available():
         raise ValueError("device mps was asked for, and torch sees none")
+    if precision == "fp16" and (kind == "cpu" or not torch.cuda.is_available()):
+        raise ValueError("precision fp16 needs a GPU; a CPU has bf16")
     if index:
         torch.cuda.set_device(int(index))
     return Accelerator(cpu=kind == "cpu", mixed_precision=precision)
