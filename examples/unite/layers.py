@@ -95,7 +95,7 @@ def run(module: nn.Module, *inputs: Any, recompute: bool) -> Any:
 def _frozen_spectra(module: nn.Module) -> Iterator[None]:
     """No power iteration inside: parametrisations (spectral norms alone, here) as in evaluation."""
     spectra = [part for parent in module.modules() if parametrize.is_parametrized(parent)
-               for chain in parent.parametrizations.values() for part in chain if part.training]  # type: ignore[union-attr]
+               for chain in parent.parametrizations.values() for part in chain if part.training]
     try:
         for part in spectra:
             part.train(False)
