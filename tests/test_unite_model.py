@@ -1,4 +1,4 @@
-"""The networks of examples/unite: shapes, sizes, formulas, and what an image may depend on."""
+"""UNITE as one network: its descriptors, its gradients, and what an image may depend on."""
 
 import dataclasses
 import math
@@ -6,24 +6,19 @@ import math
 import pytest
 import torch
 from torch import nn
-from torch.nn import functional
 from torch.nn.utils import parametrize
 from torch.testing import assert_close
+from unite_networks import CLASSES, inputs, moved, small
 
-from examples.unite import layers
-from examples.unite.attention import NonLocal, attend
-from examples.unite.config import LEVELS, PRESETS, Config, ModelConfig, preset
+from examples.unite.config import PRESETS, Config, ModelConfig
 from examples.unite.descriptors import Descriptors, coordinates
 from examples.unite.discriminator import Discriminator
 from examples.unite.extractor import Extractor
-from examples.unite.layers import positional_norm, run
+from examples.unite.layers import run
 from examples.unite.model import Unite
-from examples.unite.seace import CosineActivation, DotActivation, LearnedActivation, ReleasedSeace, Seace
-from examples.unite.spade import Guidance, Spade
-from examples.unite.structures import Features, Transported
+from examples.unite.structures import Features
 from examples.unite.translation import Generator
 
-CLASSES = 5
 #: Parameters in the branches of gains that start at 0: their first gradient is 0, but there.
 BEHIND_GAINS = ("attention.", "activations.", ".value.")
 
@@ -32,284 +27,6 @@ BEHIND_GAINS = ("attention.", "activations.", ".value.")
 def _seeded():
     torch.manual_seed(0)
 
-
-@pytest.fixture
-def meta(monkeypatch):
-    """Tensors without numbers; and no spectral norms, which hold no parameters and take minutes to start there."""
-    monkeypatch.setattr(layers, "spectral_norm", lambda layer: layer)
-    with torch.device("meta"):
-        yield
-
-
-def small(name: str = "default", **changes) -> Config:
-    """A preset whose widths and side are cut down."""
-    cut = {"size": 64, "base": 4, "hidden": 8, "descriptor_dim": 8, "residual_layers": 1,
-           "condition_channels": CLASSES} | changes
-    return preset(name).replace("model", **cut)
-
-
-def inputs(batch: int = 2, side: tuple[int, int] = (64, 64), seed: int = 1):
-    """condition, exemplar, exemplar's condition, truth."""
-    random = torch.Generator().manual_seed(seed)
-
-    def one_hot():
-        return functional.one_hot(torch.randint(CLASSES, (batch, *side), generator=random), CLASSES).movedim(-1, 1)
-
-    def image():
-        return torch.rand(batch, 3, *side, generator=random) * 2 - 1
-
-    return one_hot().float(), image(), one_hot().float(), image()
-
-
-def millions(module: nn.Module) -> float:
-    return sum(parameter.numel() for parameter in module.parameters()) / 1e6
-
-
-def moved(config: ModelConfig, batch: int = 1, device: str = "meta", **changes) -> Transported:
-    """What a matcher would hand on, at random."""
-    side = config.size // config.stride
-    widths = dict(zip(LEVELS, (3, *(config.base * times for times in (2, 4, 8, 8))), strict=True))
-
-    def maps(channels: int) -> torch.Tensor:
-        return torch.randn(batch, channels, side, side, device=device)
-
-    parts = {"levels": {level: maps(widths[level]) for level in config.levels}, "warped": maps(3),
-             "warped_condition": maps(CLASSES), "cycle": maps(3), "exemplar_small": maps(3), "a": maps(1)[:, 0],
-             "b": maps(1)[:, 0], "kept": maps(1)[:, 0], "kept_back": maps(1)[:, 0],
-             "confidence": None if config.confidence == "off" else maps(1).sigmoid()}
-    return Transported(**(parts | changes))
-
-
-def features(config: ModelConfig, batch: int = 1, device: str = "meta") -> Features:
-    half, grid, base = config.size // 2, config.size // config.stride, config.base
-    return Features(*(torch.randn(batch, times * base, side, side, device=device)
-                      for times, side in ((2, half), (4, half), (8, grid), (8, grid), (4, grid))))
-
-
-# ------------------------------------------------------------------------------------------------------------ shapes
-
-@pytest.mark.parametrize(("size", "stride"), [(64, 4), (128, 2), (256, 4), (512, 4)])
-@pytest.mark.usefixtures("meta")
-def test_shapes_at_full_width(size, stride):
-    config = ModelConfig(size=size, stride=stride, condition_channels=CLASSES)
-    condition = torch.empty(1, CLASSES, size, size)
-    kept = Extractor(config, CLASSES)(condition)
-    half, grid = (size // 2,) * 2, (size // stride,) * 2
-    assert [tuple(level.shape[1:]) for level in kept] == [
-        (128, *half), (256, *half), (512, *grid), (512, *grid), (256, *grid)]
-    x, z = Descriptors(config)(kept, kept, condition, condition)
-    assert x.shape == z.shape == (1, 128, *grid)
-    assert Generator(config)(condition, kept, moved(config)).shape == (1, 3, size, size)
-
-
-@pytest.mark.usefixtures("meta")
-def test_patches_of_the_discriminator_at_256():
-    judge = Discriminator(ModelConfig(condition_channels=CLASSES))
-    judged = judge(torch.empty(2, CLASSES, 256, 256), torch.empty(2, 3, 256, 256))
-    assert [[tuple(level.shape[1:]) for level in scale] for scale in judged] == [
-        [(64, 128, 128), (128, 64, 64), (256, 32, 32), (512, 31, 31), (1, 30, 30)],
-        [(64, 64, 64), (128, 32, 32), (256, 16, 16), (512, 15, 15), (1, 14, 14)]]
-
-
-def test_an_image_need_not_be_square_and_levels_may_come_at_their_own_size():
-    config = small(unfold=True)
-    model = Unite(config.model, config.match).eval()
-    with torch.no_grad():
-        output = model(*inputs(1, (64, 96))[:3])
-    assert output.image.shape == (1, 3, 64, 96)
-    assert output.transported.levels["f2"].shape[-2:] == (32, 48)
-    assert output.transported.levels["f4"].shape[-2:] == (16, 24)
-
-
-@pytest.mark.usefixtures("meta")
-def test_striding_convolutions_have_kernels_of_four_or_three():
-    four, three = (Extractor(ModelConfig(strided_kernel=kernel), 3) for kernel in (4, 3))
-    assert millions(four) - millions(three) == pytest.approx((16 - 9) * (64 * 128 + 256 * 512) / 1e6)
-    for extractor in (four, three):
-        assert extractor(torch.empty(1, 3, 64, 64)).f4.shape == (1, 512, 16, 16)
-
-
-# ---------------------------------------------------------------------------------------------- numbers of parameters
-
-@pytest.mark.parametrize(("channels", "total", "of_x", "of_layers"), [
-    (15, 67.1, 30.8, 5.3), (151, 76.3, 32.2, 11.9), (20, 66.6, 30.8, 4.7), (183, 77.8, 32.6, 13.9)],
-    ids=["faces", "ADE20K", "fashion", "COCO"])
-@pytest.mark.usefixtures("meta")
-def test_released_correspondence_has_the_published_size(channels, total, of_x, of_layers):
-    """The published sums hold six projections of 256 channels: two are ours here, two or four are the matcher's."""
-    ade, fashion = channels == 151, channels == 20
-    config = dataclasses.replace(preset("released").model, condition_channels=channels, extractor_attention=ade,
-                                 coordinates=ade, mask="none" if fashion else "mix")
-    own, of_image, last = Extractor(config, channels), Extractor(config, 3), Descriptors(config)
-    attention = 0.33 if ade else 0.0
-    assert millions(own) == pytest.approx(of_x + attention, abs=0.05)
-    assert 30.6 <= millions(of_image) < 31.05
-    assert millions(last.shared) == pytest.approx(of_layers, rel=0.03)
-    projections = 6 * (256 + channels * (not fashion) + 3 * ade) * 256 / 1e6
-    found = millions(own) + millions(of_image) + millions(last.shared) + projections
-    assert found == pytest.approx(total, abs=0.15)
-
-
-@pytest.mark.parametrize(("channels", "released"), [(15, 131.4), (151, 131.8), (20, 131.4), (183, 132.0)])
-@pytest.mark.usefixtures("meta")
-def test_generators_have_the_published_sizes(channels, released):
-    config = ModelConfig(condition_channels=channels)
-
-    def size(**changes) -> float:
-        return millions(Generator(dataclasses.replace(config, **changes)))
-
-    assert size(norm="seace_released") == pytest.approx(released - 11.2, abs=0.1)  # 11.2 M of it were never used
-    assert 118.3 < size() < 119.05
-    assert size(norm="spade") == pytest.approx(113.3, abs=0.4)
-    assert 92.55 < size(norm="spade", levels=("rgb",)) < 97.65  # CoCosNet's
-
-
-@pytest.mark.parametrize(("channels", "published"), [(15, 6.5), (183, 7.0)])
-@pytest.mark.usefixtures("meta")
-def test_discriminator_has_the_published_size_without_its_dead_branch(channels, published):
-    found = millions(Discriminator(ModelConfig(condition_channels=channels)))
-    assert 0.75 < published - found < 0.95
-
-
-@pytest.mark.usefixtures("meta")
-def test_tiny_is_of_a_few_million():
-    config = preset("tiny")
-    parts = [Extractor(config.model, 9), Extractor(config.model, 3), Descriptors(config.model),
-             Generator(config.model)]
-    assert sum(map(millions, parts)) < 12
-
-
-# ---------------------------------------------------------------------------------------------------------- formulas
-
-def test_positional_norm_standardises_channels():
-    x = torch.randn(2, 7, 3, 4, dtype=torch.float64) * 5 + 3
-    y = positional_norm(x, eps=0.0)
-    assert_close(y.mean(1), torch.zeros(2, 3, 4, dtype=torch.float64), atol=1e-12, rtol=0)
-    assert_close(y.var(1), torch.ones(2, 3, 4, dtype=torch.float64))
-    expected = (x - x.mean(1, keepdim=True)) / (x.var(1, keepdim=True) + 0.3).sqrt()
-    assert_close(positional_norm(x, eps=0.3), expected)
-
-
-def drawn(module: nn.Module) -> nn.Module:
-    """In float64, with weights of a size at which every term counts."""
-    module = module.double()
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.normal_(0.0, 0.3)
-    return module
-
-
-def conv(layer: nn.Conv2d, x: torch.Tensor, mode: str = "reflect") -> torch.Tensor:
-    """3 x 3, written out: sum over taps of a padded picture."""
-    padded = functional.pad(x, (1, 1, 1, 1), mode=mode)
-    height, width = x.shape[-2:]
-    out = layer.bias[:, None, None]
-    for row in range(3):
-        for column in range(3):
-            patch = padded[..., row:row + height, column:column + width]
-            out = out + torch.einsum("oc,bchw->bohw", layer.weight[:, :, row, column], patch)
-    return out
-
-
-def enlarged(x: torch.Tensor, times: int) -> torch.Tensor:
-    return x.repeat_interleave(times, -1).repeat_interleave(times, -2)
-
-
-def matrix(kind: str, maps: torch.Tensor, module: nn.Module) -> torch.Tensor:
-    """M, (B, n, n), whole."""
-    rows = maps.flatten(2).mT
-    if kind == "dot":
-        return torch.einsum("bic,bjc->bij", rows, rows) / rows.shape[1]
-    rows = rows / rows.norm(dim=-1, keepdim=True)
-    return (module.log_temperature.exp() * torch.einsum("bic,bjc->bij", rows, rows)).softmax(-1)
-
-
-@pytest.mark.parametrize("kind", ["cosine", "dot", "none"])
-def test_seace_is_equations_6_and_7(kind):
-    """M on a 4 x 4 grid under a picture of 8 x 8, or the identity at full size; a confidence blends."""
-    norm = drawn(Seace(6, condition=3, style=2, hidden=4))
-    x, condition, own = (torch.randn(2, c, 8, 8, dtype=torch.float64) for c in (6, 3, 5))
-    side = 8 if kind == "none" else 4
-    style = torch.randn(2, 2, side, side, dtype=torch.float64)
-    confidence = torch.rand(2, 1, 8, 8, dtype=torch.float64)
-
-    s = conv(norm.style, style).relu()
-    gamma, mu = 1 + conv(norm.style_gamma, s), conv(norm.style_mu, s)
-    activation = None
-    if kind != "none":
-        module = (CosineActivation() if kind == "cosine" else DotActivation()).double()
-        activation = module(own, (4, 4))
-        m = matrix(kind, own[..., ::2, ::2], module)  # the nearest pixels of a picture twice as large
-        gamma, mu = (enlarged(torch.einsum("bij,bcj->bci", m, value.flatten(2)).unflatten(2, (4, 4)), 2)
-                     for value in (gamma, mu))
-    plain = conv(norm.condition, condition).relu()
-    for blend in (None, confidence):
-        modulated = gamma * plain + mu
-        if blend is not None:
-            modulated = blend * modulated + (1 - blend) * plain
-        expected = (1 + conv(norm.gamma, modulated)) * positional_norm(x) + conv(norm.mu, modulated)
-        assert_close(norm(x, Guidance(condition, style, activation, blend)), expected)
-
-
-def test_cosine_activation_starts_at_temperature_10():
-    assert CosineActivation().log_temperature.exp().item() == pytest.approx(10.0)
-
-
-def test_released_seace_is_what_the_code_computes():
-    norm = drawn(ReleasedSeace(6, condition=3, style=2, hidden=4, activated=True))
-    learned = drawn(LearnedActivation(8))
-    x, condition, own = (torch.randn(2, c, 8, 8, dtype=torch.float64) for c in (6, 3, 8))
-    style, confidence = torch.randn(2, 2, 8, 8, dtype=torch.float64), torch.rand(2, 1, 8, 8, dtype=torch.float64)
-    rows = own[..., ::2, ::2].flatten(2).mT
-    query, key = (rows @ layer.weight[:, :, 0, 0].mT for layer in (learned.query, learned.key))
-    value = conv(norm.value, style[..., ::2, ::2], "constant").relu().flatten(2).mT
-    gathered = (query @ key.mT).softmax(-1) @ value
-    added = style + norm.gain * enlarged(gathered.mT.unflatten(2, (4, 4)), 2)
-    own_part = conv(norm.condition, condition, "constant").relu()
-    h = (1 - confidence) * own_part + confidence * conv(norm.style, added, "constant").relu()
-    expected = positional_norm(x) * (1 + conv(norm.gamma, h, "constant")) + conv(norm.beta, h, "constant")
-    assert_close(norm(x, Guidance(condition, style, learned(own, (4, 4)), confidence)), expected)
-
-
-@pytest.mark.parametrize("norm", [Spade(6, 5, 4), Seace(6, 3, 2, 4), ReleasedSeace(6, 3, 2, 4, activated=False)],
-                         ids=["spade", "seace", "released"])
-def test_a_style_without_confidence_is_not_looked_at(norm):
-    norm = drawn(norm)
-    x, condition, *styles = (torch.randn(1, c, 4, 4, dtype=torch.float64) for c in (6, 3, 2, 2))
-    none, full = x.new_zeros(1, 1, 4, 4), x.new_ones(1, 1, 4, 4)
-    one, other = (norm(x, Guidance(condition, style, confidence=none)) for style in styles)
-    assert_close(one, other, rtol=0, atol=0)
-    one, other = (norm(x, Guidance(condition, style, confidence=full)) for style in styles)
-    assert (one - other).abs().max() > 1e-3
-
-
-def test_non_local_block_is_self_attention_behind_a_gain_of_0():
-    block = NonLocal(16).double().eval()
-    x = torch.randn(2, 16, 4, 6, dtype=torch.float64)
-    assert_close(block(x), x, rtol=0, atol=0)
-    with torch.no_grad():
-        block.gain.fill_(0.7)
-    query, key, value = (layer(x) for layer in (block.query, block.key, block.value))
-    key, value = (maps.unflatten(2, (2, 2)).unflatten(4, (3, 2)).amax((3, 5)).flatten(2) for maps in (key, value))
-    weights = torch.einsum("bcn,bcm->bnm", query.flatten(2), key).softmax(-1)
-    mixed = torch.einsum("bnm,bcm->bcn", weights, value).unflatten(2, (4, 6))
-    assert_close(block(x), x + 0.7 * block.out(mixed))
-
-
-def test_attention_keeps_no_matrix_for_the_backward():
-    """Of 512 x 512 numbers; what is kept is a few times the inputs, filled up to one width."""
-    query, key = torch.randn(1, 512, 5, requires_grad=True), torch.randn(1, 512, 5, requires_grad=True)
-    value = torch.randn(1, 512, 11, requires_grad=True)
-    kept = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda saved: kept.append(saved.numel()) or saved, lambda x: x):
-        mixed = attend(query, key, value)
-    assert max(kept) <= 512 * 16
-    assert_close(mixed, (query @ key.mT).softmax(-1) @ value)
-    mixed.square().sum().backward()
-    assert all(x.grad.abs().max() > 0 for x in (query, key, value))
-
-
-# ------------------------------------------------------------------------------------------------------- descriptors
 
 @pytest.mark.parametrize("changes", [{}, {"match_kernel": 3}, {"coordinates": True, "mask": "none"}, {"mask": "noise"},
                                      {"centring": "position"}, {"residual_layers": 0, "mask": "none"}],
@@ -362,8 +79,6 @@ def test_mix_needs_the_exemplars_condition_and_noise_does_not():
         model.descriptors.train()
         assert not torch.equal(model.descriptors(*features, condition, None)[0], still[0])
 
-
-# ----------------------------------------------------------------------------------------------------- the whole model
 
 OPTIONS = [{"levels": ("rgb",)}, {"levels": ("rgb", "f3"), "norm": "spade", "confidence": "mass"},
            {"levels": ("rgb",), "norm": "seace_released"}, {"confidence": "learned", "activation": "dot"},
