@@ -61,7 +61,7 @@ class Toy(nn.Module):
         """Squared error of labels that the plan carries, each way: (loss, plan)."""
         plan = self.plan(clouds)
         x, z = (_labels(labels) for labels in (clouds.x_class, clouds.z_class))
-        return (plan.warp(z) - x).square().sum(1).mean() + (plan.warp_back(x) - z).square().sum(1).mean(), plan
+        return _error(plan.warp(z), x) + _error(plan.warp_back(x), z), plan
 
 
 def train(eta: float | tuple[float, float], gradients: str, seed: int, *, steps: int, passes: int, tau: float,
@@ -113,6 +113,12 @@ def _maps(points: Tensor) -> Tensor:
 
 def _labels(labels: Tensor) -> Tensor:
     return one_hot(labels).float().T.unflatten(1, (SIDE, SIDE))[None]
+
+
+def _error(carried: Tensor, labels: Tensor) -> Tensor:
+    """Squared error, a mean over positions; what is too small to be squared in float32 is none, nor has a gradient."""
+    difference = carried - labels
+    return torch.where(difference.abs() > 1e-18, difference, 0.0).square().sum(1).mean()
 
 
 def _dense(plan) -> Tensor:
