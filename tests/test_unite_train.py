@@ -251,8 +251,8 @@ def test_a_loss_that_is_no_number_stops_and_leaves_the_last_good_checkpoint(tmp_
     newest = checkpoint.latest(tmp_path / "checkpoints")
     assert newest.name == f"step-{run.done:07d}.pt"
     assert 0 < run.done < 7
-    for words in (f"step {run.done + 1}: matching was given no numbers", "truth: (1, 3, 64, 64)", "1 of 12288 not finite", "blocks 3",
-                  "generator.generator", str(newest)):
+    for words in (f"step {run.done + 1}: matching was given no numbers", "truth: (1, 3, 64, 64)",
+                  "1 of 12288 not finite", "blocks 3", "generator.generator", str(newest)):
         assert words in str(caught.value)
     state = checkpoint.load(newest)
     assert all(bool(tensor.isfinite().all()) for tensor in state["model"].values())

@@ -34,8 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     run = options.out / "unite"
     shutil.rmtree(run, ignore_errors=True)
     config = settings(options.steps)
-    print(f"UNITE, preset tiny: {options.steps} steps of {config.train.batch} avatars, a minute of training and no more;"
-          " python -m examples.unite.train trains it properly", flush=True)
+    print(f"UNITE, preset tiny: {options.steps} steps of {config.train.batch} avatars, a minute of training and no "
+          "more; python -m examples.unite.train trains it properly", flush=True)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="images are judged by random")
         trainer = Trainer(config, run, device=options.device)
@@ -50,9 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     write_png(path, grid({name: judged.tiles[name] for name in ("condition", "exemplar", "warped", "output", "truth")},
                          scale=2))
     before = next(line for line in read(run / "metrics.jsonl") if "validation/psnr" in line)
-    print(f"{ROWS} faces that training did not see: output {judged.values['psnr']:.1f} dB from the truth (PSNR; "
-          f"{before['validation/psnr']:.1f} dB before training), warped exemplar {judged.values['warped_psnr']:.1f} dB, "
-          f"mass kept {judged.values['kept']:.2f}")
+    print(f"{ROWS} faces that training did not see: PSNR of the output {judged.values['psnr']:.1f} dB "
+          f"({before['validation/psnr']:.1f} dB before training), of the warped exemplar "
+          f"{judged.values['warped_psnr']:.1f} dB; mass kept {judged.values['kept']:.2f}")
     print(f"wrote {path}; the run is in {run}")
     print(f"done in {time.perf_counter() - start:.0f} s")
     return 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import os
 from collections.abc import Iterator
 
 import torch
@@ -14,7 +16,8 @@ from .structures import Batch, Sample, collate
 class Endless(Dataset[Sample]):
     """Example k is item p_e(k mod N) of epoch e = k div N, p_e being the epoch's own permutation.
 
-    Nothing is remembered between items, so that a process of a loader, or a run that resumes, goes on anywhere.
+    Nothing is remembered between items, so that a process of a loader, or a run that resumes, goes on anywhere.  Each
+    process has pairs of its own: those of one loader are in different epochs where one ends.
     """
 
     def __init__(self, pairs: Pairs, seed: int) -> None:
@@ -22,10 +25,13 @@ class Endless(Dataset[Sample]):
             raise ValueError("there are no training examples")
         self.pairs = pairs
         self.seed = seed
+        self._process = os.getpid()
         self._epoch = -1
         self._order: list[int] = []
 
     def __getitem__(self, place: int) -> Sample:
+        if os.getpid() != self._process:
+            self._process, self.pairs = os.getpid(), copy.deepcopy(self.pairs)
         epoch, offset = divmod(place, len(self.pairs))
         if epoch != self._epoch:
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)

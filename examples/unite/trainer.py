@@ -28,7 +28,7 @@ from .optimisation import optimisers, rate_factor, set_rate
 from .perceptual import load_perceptual
 from .settings import differences
 from .stream import batches
-from .structures import Batch, Output, collate
+from .structures import Batch, Output, Sample, collate
 from .validation import Judged, judge
 
 #: Pairs in a grid of samples.
@@ -47,19 +47,20 @@ class Trainer:
         device: auto, cpu, cuda, cuda:N or mps.
         workers: Processes that prepare batches; 0 prepares them in this one.
         resume: Go on from the newest checkpoint of ``out``.
+        examples: Training examples and held-out pairs in place of those that ``config.data`` names.
 
     Raises:
         CheckpointError: Nothing to go on from, a broken file, or one of another model.
     """
 
-    def __init__(self, config: Config, out: Path, *, device: str = "auto", workers: int = 0,
-                 resume: bool = False) -> None:
+    def __init__(self, config: Config, out: Path, *, device: str = "auto", workers: int = 0, resume: bool = False,
+                 examples: tuple[data.Pairs, list[Sample]] | None = None) -> None:
         self.out, self.checkpoints = out, out / "checkpoints"
         state = checkpoint.load(checkpoint.latest(self.checkpoints)) if resume else None
         self.accelerator = make_accelerator(device, config.train.precision)
         self.workers = workers
         seed = config.train.seed
-        self.pairs, held = make_data(config)
+        self.pairs, held = make_data(config) if examples is None else examples
         self.config = config = config.replace("model", condition_channels=self.pairs.condition_channels)
         if state is not None:
             check_same_model(Config.from_dict(state["config"]), config)
@@ -354,10 +355,10 @@ def make_accelerator(device: str, precision: str) -> Accelerator:
     return Accelerator(cpu=kind == "cpu", mixed_precision=precision)
 
 
-def make_data(config: Config) -> tuple[data.Pairs, list[Any]]:
+def make_data(config: Config) -> tuple[data.Pairs, list[Sample]]:
     """The training examples, and the held-out pairs as they are."""
     source, train = config.data, config.train
-    common = {"root": source.root, "size": config.model.size, "condition": source.condition, "seed": train.seed}
+    common = {"root": source.root or None, "size": config.model.size, "condition": source.condition, "seed": train.seed}
     pairs = data.make(source.source, split="train", pseudo_share=train.pseudo_share, count=source.count, **common)
     held = data.make(source.source, split="test", pseudo_share=0.0, count=train.validation, **common)
     return pairs, [held[index] for index in range(min(len(held), train.validation))]

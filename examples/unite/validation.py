@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .grids import columns
-from .structures import Batch
+from .structures import Batch, Transported
 
 
 class Judged(NamedTuple):
@@ -40,6 +40,11 @@ def evaluating(model: nn.Module, seed: int) -> Iterator[None]:
             model.train(training)
 
 
+def _kept(moved: Transported) -> Tensor:
+    """Share of the condition's mass that found a partner, (B,)."""
+    return (moved.kept * moved.a).float().sum((1, 2)) / moved.a.float().sum((1, 2))
+
+
 def judge(model: nn.Module, batches: Sequence[Batch], seed: int, rows: int) -> Judged:
     """Translate held-out pairs and hold the outputs against the truth.
 
@@ -62,7 +67,7 @@ def judge(model: nn.Module, batches: Sequence[Batch], seed: int, rows: int) -> J
                 "psnr": psnr(output.image, batch.image),
                 "warped_psnr": psnr(output.transported.warped, batch.image),
                 "l1": (output.image.float() - batch.image).abs().mean((1, 2, 3)) / 2,
-                "kept": output.transported.kept.float().mean((1, 2)),
+                "kept": _kept(output.transported),
             }
             for name, values in measures.items():
                 sums[name] = sums.get(name, 0.0) + float(values.double().sum())
