@@ -42,11 +42,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     samples = [pairs[index] for index in range(len(pairs))]
     seconds = time.perf_counter() - start
     batch = collate(samples)
-    kind = options.condition if options.data == "avatars" else None
+    kind = options.condition if options.data == "avatars" else ""
     tiles = {"condition": shown(batch.condition, kind), "exemplar's": shown(batch.exemplar_condition, kind),
              "exemplar": batch.exemplar, "truth": batch.image}
     options.out.mkdir(parents=True, exist_ok=True)
-    file = options.out / f"{options.data}-{options.condition}-{options.split}.png"
+    file = options.out / f"{'-'.join(filter(None, (options.data, kind, options.split)))}.png"
     write_png(file, grid(tiles))
     for index, sample in enumerate(samples):
         print(f"{sample.name}: {'pseudo pair' if sample.self_reference else 'pair'}{_sides(pairs, index)}")
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def shown(condition: torch.Tensor, kind: str | None) -> torch.Tensor:
+def shown(condition: torch.Tensor, kind: str) -> torch.Tensor:
     """Conditions as images in [-1, 1]; of landmarks and edges the channels that are a picture."""
     if kind == "landmarks":
         return 2 * condition[:, :3] - 1
