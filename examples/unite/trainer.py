@@ -274,7 +274,7 @@ class Trainer:
     def judge(self, rows: int = ROWS) -> Judged:
         """Translate the held-out pairs."""
         with self.accelerator.autocast():
-            return judge(self.judged, self.held, self.config.train.seed, rows)
+            return judge(self.judged, self.held, rows)
 
     def save(self, score: float | None) -> None:
         """Write the checkpoint of this step; all processes call it, the main one writes.
@@ -361,6 +361,9 @@ def make_data(config: Config) -> tuple[data.Pairs, list[Sample]]:
     common = {"root": source.root or None, "size": config.model.size, "condition": source.condition, "seed": train.seed}
     pairs = data.make(source.source, split="train", pseudo_share=train.pseudo_share, count=source.count, **common)
     held = data.make(source.source, split="test", pseudo_share=0.0, count=train.validation, **common)
+    if held.condition_channels != pairs.condition_channels:
+        raise ValueError(f"training conditions have {pairs.condition_channels} channels, those of split test "
+                         f"{held.condition_channels}: classes.txt in {source.root} would say how many there are")
     return pairs, [held[index] for index in range(min(len(held), train.validation))]
 
 

@@ -27,12 +27,10 @@ def psnr(image: Tensor, truth: Tensor) -> Tensor:
 
 
 @contextlib.contextmanager
-def evaluating(model: nn.Module, seed: int) -> Iterator[None]:
-    """Evaluation mode without gradients; modes and random states are as before afterwards."""
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, which draws nothing at random, without gradients; the mode is as before afterwards."""
     training = model.training
-    devices = sorted({tensor.device.index or 0 for tensor in model.parameters() if tensor.device.type == "cuda"})
-    with torch.random.fork_rng(devices), torch.no_grad():
-        torch.manual_seed(seed)
+    with torch.no_grad():
         model.eval()
         try:
             yield
@@ -45,13 +43,12 @@ def _kept(moved: Transported) -> Tensor:
     return (moved.kept * moved.a).float().sum((1, 2)) / moved.a.float().sum((1, 2))
 
 
-def judge(model: nn.Module, batches: Sequence[Batch], seed: int, rows: int) -> Judged:
+def judge(model: nn.Module, batches: Sequence[Batch], rows: int) -> Judged:
     """Translate held-out pairs and hold the outputs against the truth.
 
     Args:
         model: Conditions and exemplars to an `Output`.
         batches: The pairs, on the model's device.
-        seed: Of what the model draws (``mask="noise"``).
         rows: Pairs in the grid.
 
     Returns:
@@ -60,7 +57,7 @@ def judge(model: nn.Module, batches: Sequence[Batch], seed: int, rows: int) -> J
     """
     sums: dict[str, float] = {}
     shown: list[dict[str, Tensor]] = []
-    with evaluating(model, seed):
+    with evaluating(model):
         for batch in batches:
             output = model(batch.condition, batch.exemplar, batch.exemplar_condition)
             measures = {
