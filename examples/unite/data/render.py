@@ -88,8 +88,6 @@ def _flatten_group(group: ElementTree.Element, colour: str, keep_faint: bool) ->
         for name in ("fill", "stroke"):
             if child.get(name) not in (None, "none"):
                 child.set(name, colour)
-        for name in (*_OPACITIES, "filter", "style"):
-            child.attrib.pop(name, None)
         _flatten_group(child, colour, keep_faint)
     for name in (*_OPACITIES, "filter", "style"):
         group.attrib.pop(name, None)
