@@ -167,7 +167,7 @@ def matching_share(stages: dict[str, float]) -> float:
 
 
 def memory(method: str, device: str, side: int, passes: int) -> dict[str, float]:
-    """Most MiB that forward and backward of matching alone take beside inputs, outputs' gradients not counted apart."""
+    """Most MiB that forward and backward of matching alone take, with what goes in, comes out and their gradients."""
     matcher, backend = methods(device)[method]
     torch.manual_seed(0)
     made = matcher(ModelConfig(condition_channels=CONDITION_CHANNELS), MatchConfig(passes=passes, backend=backend)).to(
@@ -176,8 +176,8 @@ def memory(method: str, device: str, side: int, passes: int) -> dict[str, float]
     def run(side: int) -> float:
         x, z = (functional.normalize(torch.randn(1, 128, side, side, device=device) + 0.2, dim=1).requires_grad_()
                 for _ in range(2))
-        levels = {name: torch.randn(1, channels, side, side, device=device) for name, channels in
-                  LEVEL_CHANNELS.items()}
+        levels = {name: torch.randn(1, channels, side, side, device=device, requires_grad=True)
+                  for name, channels in LEVEL_CHANNELS.items()}
         images = [torch.rand(1, channels, 4 * side, 4 * side, device=device) for channels in (3, CONDITION_CHANNELS)]
         begun = _now(device)
         carried = made(x, z, images[0], levels, images[1])
