@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 #: h of the paper of Mechrez et al.
 BANDWIDTH = 0.1
 #: Positions that are compared at once, rows times columns of a batch: more are streamed over rows.
-BLOCK = 1 << 24
+BLOCK = 1 << 22
 #: Weight of each layer, and by how much it is pooled first.
 LAYERS = {"relu5_2": (8.0, 1), "relu4_2": (4.0, 1), "relu3_2": (2.0, 2), "relu2_2": (1.0, 4)}
 
