@@ -220,8 +220,8 @@ def preset(name: str) -> Config:
         made = made.replace("match", matcher="ot", masses="softmax")
         return dataclasses.replace(made.replace("train", beta2=0.9, adam_eps=1e-3), preset=name)
     if name == "tiny":
-        made = default.replace("model", size=64, base=16, hidden=32, stride=2, descriptor_dim=64, residual_layers=2)
-        made = made.replace("train", batch=4, steps=1500, sample_every=250, checkpoint_every=250, generator_rate=4e-4)
+        made = default.replace("model", size=64, base=8, hidden=16, stride=2, descriptor_dim=64, residual_layers=2)
+        made = made.replace("train", batch=4, steps=1000, sample_every=100, checkpoint_every=100, generator_rate=4e-4)
         return dataclasses.replace(made, preset=name)
     raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {name!r}")
 
