@@ -9,8 +9,10 @@ import torch
 pytest.importorskip("python_avatars", reason="avatars need the extra unite")
 pytest.importorskip("resvg_py", reason="avatars need the extra unite")
 
-from examples.unite import compare, data
-from examples.unite.config import MatchConfig, ModelConfig
+from examples.unite import checkpoint, compare, data
+from examples.unite.config import MatchConfig, ModelConfig, preset
+from examples.unite.model import Unite
+from examples.unite.structures import collate
 
 STRIDE = 4
 
@@ -121,3 +123,27 @@ def test_the_command_writes_table_and_picture(cache, tmp_path, capsys):
     assert "| uot |" in capsys.readouterr().out
     assert compare.main([*arguments, "--checkpoint", str(tmp_path / "none.pt")]) == 1
     assert "none.pt" in capsys.readouterr().err
+
+
+def test_a_checkpoint_gives_its_descriptors(cache, tmp_path):
+    torch.manual_seed(0)
+    config = preset("tiny").replace("model", base=4, hidden=8, descriptor_dim=8, residual_layers=1, stride=4)
+    config = config.replace("match", masses="softmax", matcher="uot")
+    model = Unite(config.model, config.match).eval()
+    state = {"config": config.to_dict(), "model": model.state_dict(), "average": None}
+    checkpoint.save(state, tmp_path / "checkpoints", step=1, best=True)
+    describe, _, match, condition, own = compare.from_run(tmp_path)
+    pairs = data.make("avatars", root=cache, size=64, split="test", count=2)
+    batch = collate([pairs[0], pairs[1]])
+    with torch.no_grad():
+        x, z = describe(batch)
+        output = model(batch.condition, batch.exemplar, batch.exemplar_condition).transported
+        plan = own["uot"].plan(x, z)
+    assert condition == "mask"
+    torch.testing.assert_close(plan.kept, output.kept)
+    matchers = compare.make_matchers(config.model, match, own)
+    assert matchers["uot"] is own["uot"]  # the masses that it learned
+    assert matchers["cos"].match.masses == "eq3"
+    assert compare.main(["--root", str(cache), "--count", "2", "--checkpoint", str(tmp_path), "--eta", "0.01",
+                         "--out", str(tmp_path / "found")]) == 0
+    assert json.loads((tmp_path / "found/compare.json").read_text())["settings"]["eta"] == 0.01
