@@ -131,6 +131,23 @@ def test_of_equally_many_points_the_one_in_front_has_the_pixel():
     assert render.majority(np.array([[1, 1, 2, 3], [7, 7, 2, 2]], dtype=np.uint8)).tolist() == [[7, 2]]
 
 
+def test_faces_are_drawn_as_often_as_it_is_said():
+    count = 2000
+    heads = [faces.random_geometry(np.random.default_rng(seed)) for seed in range(count)]
+    assert not any(head.hair and head.hat for head in heads)
+    assert not any(head.beard for head in heads if head.hat == "HIJAB")
+    hijabs = sum(head.hat == "HIJAB" for head in heads) / count
+    for name, found in (("hat", [head.hat for head in heads]), ("glasses", [head.glasses for head in heads]),
+                        ("bald", [not head.hat and not head.hair for head in heads])):
+        # four standard deviations of a share of `count` draws
+        assert abs(sum(map(bool, found)) / count - faces.SHARES[name]) < 4 * 0.5 / count**0.5, name
+    beards = sum(bool(head.beard) for head in heads) / count
+    assert abs(beards - faces.SHARES["beard"] * (1 - hijabs)) < 4 * 0.5 / count**0.5
+    palettes = [faces.random_palette(np.random.default_rng(seed)) for seed in range(count)]
+    assert len({palette.skin for palette in palettes}) > count / 2  # varied, not the given few
+    assert all(palette.clothes != palette.hat for palette in palettes)
+
+
 @pytest.mark.parametrize("index", range(4))
 def test_a_pair_shares_its_palette(index):
     images, parts = rendered(seed=3, split="train", index=index, size=SIZE)
