@@ -102,6 +102,7 @@ def equal(one: object, other: object) -> bool:
 
 # Resuming
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [
     {"train": {"accumulate": 2, "batch": 1}, "model": {"mask": "noise"}},
     {"train": {"ema": 0.0}, "match": {"eta_start": 0.1}},
@@ -128,6 +129,7 @@ def test_a_resumed_run_is_the_run_that_never_stopped(changes: dict, tmp_path: Pa
     assert names[0] == names[1] == ["best.pt", "step-0000002.pt", "step-0000004.pt"]
 
 
+@pytest.mark.slow
 def test_another_model_is_refused_by_its_setting(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no checkpoint in"):
         start(small(), tmp_path, resume=True)
@@ -261,23 +263,23 @@ def test_a_loss_that_is_no_number_stops_and_leaves_the_last_good_checkpoint(tmp_
 def test_a_loss_and_a_gradient_without_numbers_stop_before_the_update(tmp_path: Path,
                                                                       monkeypatch: pytest.MonkeyPatch) -> None:
     run = start(small(loss={"adversarial": 0.0, "discriminator_features": 0.0}), tmp_path)
-    before = [parameter.detach().clone() for parameter in run.unite.parameters()]
+    before = [parameter.detach().clone() for parameter in run.learner.unite.parameters()]
     group = [next(trainer.batches(run.pairs, 0, 2, 0))]
-    whole = run.losses.generator
+    whole = run.learner.losses.generator
     for broken, words in ((lambda loss: loss / 0, "generator/consistency is inf; beside it"),
                           (lambda loss: 0 * torch.sqrt(loss - loss), r"gradient of generator\.extractor_x is nan")):
-        monkeypatch.setattr(run.losses, "generator", lambda *given, broken=broken: {
+        monkeypatch.setattr(run.learner.losses, "generator", lambda *given, broken=broken: {
             **(terms := whole(*given)), "consistency": broken(terms["consistency"])})
         with pytest.raises(Diverged, match=words):
             run.step(group)
-        assert all(map(torch.equal, before, run.unite.parameters()))
+        assert all(map(torch.equal, before, run.learner.unite.parameters()))
         assert run.done == 0
 
 
 def test_weights_that_are_no_numbers_are_never_saved(tmp_path: Path) -> None:
     run = start(small(), tmp_path)
     with torch.no_grad():
-        next(run.discriminator.parameters()).fill_(torch.inf)
+        next(run.learner.discriminator.parameters()).fill_(torch.inf)
     with pytest.raises(Diverged, match=r"discriminator\.scales"):
         run.save(1.0)
     assert not (tmp_path / "checkpoints").exists()
@@ -294,7 +296,7 @@ def test_memory_that_runs_out_keeps_the_checkpoint(tmp_path: Path, monkeypatch: 
 
 def gradients(run: Trainer) -> dict[str, torch.Tensor]:
     return {f"{part}.{name}": parameter.grad.clone()
-            for part, module in (("generator", run.unite), ("discriminator", run.discriminator))
+            for part, module in (("generator", run.learner.unite), ("discriminator", run.learner.discriminator))
             for name, parameter in module.named_parameters()}
 
 
@@ -304,7 +306,7 @@ def first_step(config: Config, out: Path, group: list[list[int]]) -> Trainer:
     from examples.unite.structures import collate
 
     run = start(config, out)
-    for network in (run.unite, run.discriminator):
+    for network in (run.learner.unite, run.learner.discriminator):
         for module in network.modules():
             if isinstance(module, _SpectralNorm):  # its vectors move with every forward, of however many samples
                 module.n_power_iterations = 0
@@ -330,25 +332,24 @@ def test_each_network_learns_from_its_own_losses_alone(tmp_path: Path) -> None:
 
     run = start(small(), tmp_path)
     group = [collate([Blocks(7)[index] for index in (0, 1)])]
-    before = [parameter.detach().clone() for parameter in run.discriminator.parameters()]
-    run._model.train()
-    _, images = run._update_generator(group)
-    assert all(parameter.grad is None for parameter in run.discriminator.parameters())
-    assert all(map(torch.equal, before, run.discriminator.parameters()))
+    before = [parameter.detach().clone() for parameter in run.learner.discriminator.parameters()]
+    _, images = run.learner.update_generator(group)
+    assert all(parameter.grad is None for parameter in run.learner.discriminator.parameters())
+    assert all(map(torch.equal, before, run.learner.discriminator.parameters()))
     assert not images[0].requires_grad
-    kept = [parameter.detach().clone() for parameter in run.unite.parameters()]
-    slopes = [parameter.grad.clone() for parameter in run.unite.parameters()]
-    run._update_discriminator(group, images)
-    assert all(map(torch.equal, kept, run.unite.parameters()))
-    assert all(map(torch.equal, slopes, (parameter.grad for parameter in run.unite.parameters())))
-    assert not all(map(torch.equal, before, run.discriminator.parameters()))
+    kept = [parameter.detach().clone() for parameter in run.learner.unite.parameters()]
+    slopes = [parameter.grad.clone() for parameter in run.learner.unite.parameters()]
+    run.learner.update_discriminator(group, images)
+    assert all(map(torch.equal, kept, run.learner.unite.parameters()))
+    assert all(map(torch.equal, slopes, (parameter.grad for parameter in run.learner.unite.parameters())))
+    assert not all(map(torch.equal, before, run.learner.discriminator.parameters()))
 
 
 def test_without_adversary_the_discriminator_rests(tmp_path: Path) -> None:
     run = start(small(loss={"adversarial": 0.0, "discriminator_features": 0.0}, train={"steps": 2}), tmp_path)
-    before = [parameter.detach().clone() for parameter in run.discriminator.parameters()]
+    before = [parameter.detach().clone() for parameter in run.learner.discriminator.parameters()]
     run.run()
-    assert all(map(torch.equal, before, run.discriminator.parameters()))
+    assert all(map(torch.equal, before, run.learner.discriminator.parameters()))
     assert not any(name.startswith("discriminator/") for line in
                    (tmp_path / "metrics.jsonl").read_text().splitlines() for name in json.loads(line))
 
@@ -357,8 +358,8 @@ def test_bfloat16_trains_and_the_solver_stays_in_float32(tmp_path: Path) -> None
     run = start(small(train={"precision": "bf16", "steps": 2}), tmp_path)
     run.run()
     seen = {}
-    run.judged.matcher.register_forward_hook(lambda module, given, made: seen.update(kept=made.kept.dtype))
+    run.learner.judged.matcher.register_forward_hook(lambda module, given, made: seen.update(kept=made.kept.dtype))
     judged = run.judge()
     assert seen == {"kept": torch.float32}
     assert judged.values["psnr"] > 0
-    assert all(parameter.dtype == torch.float32 for parameter in run.unite.parameters())
+    assert all(parameter.dtype == torch.float32 for parameter in run.learner.unite.parameters())

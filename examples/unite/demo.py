@@ -24,7 +24,7 @@ def settings(steps: int) -> Config:
     """`tiny` for a minute: few steps, few faces to draw, and weights whose average forgets the beginning."""
     config = preset("tiny")
     return (config.replace("train", steps=steps, checkpoint_every=steps, sample_every=steps, validation=ROWS, ema=0.9)
-            .replace("data", count=4 * steps))
+            .replace("data", count=64))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="images are judged by random")
         trainer = Trainer(config, run, device=options.device)
-    print(f"images are judged by {trainer.perceptual_name}, which knows nothing of what pictures show", flush=True)
+    print(f"images are judged by {trainer.learner.perceptual}, which knows nothing of what pictures show", flush=True)
     try:
         trainer.run(stream=sys.stderr, say=lambda text: print(text, flush=True))
     except TrainingError as error:
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m examples.unite.demo", description=__doc__.split(": ", 1)[1])
     parser.add_argument("--out", type=Path, default=Path("out/demo"), help="folder for picture and run (%(default)s)")
-    parser.add_argument("--steps", type=int, default=50, help="(%(default)s)")
+    parser.add_argument("--steps", type=int, default=60, help="(%(default)s)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (%(default)s)")
     options = parser.parse_args(argv)
     if options.steps < 1:

@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         warnings.filterwarnings("ignore", message="images are judged by random")
         trainer = Trainer(config, options.out, device=options.device, examples=(pairs, pairs.samples))
     print(f"{options.pairs} pairs at {config.model.size} px, {options.steps} steps of {config.train.batch}; one loss, "
-          f"differences of features of {trainer.perceptual_name}", flush=True)
+          f"differences of features of {trainer.learner.perceptual}", flush=True)
     trainer.run(stream=sys.stderr, say=lambda text: print(text, flush=True))
     judged = trainer.judge(options.pairs)
     write_png(options.out / "overfit.png", grid(judged.tiles))

@@ -49,6 +49,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             for line in _changes(out, config):
                 say(f"changed: {line}")
         trainer = Trainer(config, out, device=options.device, workers=options.workers, resume=options.resume)
+    except (ValueError, OSError, ModuleNotFoundError) as error:  # of settings, files and folders
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    try:
         if trainer.accelerator.is_main_process:
             out.mkdir(parents=True, exist_ok=True)
             checkpoint.write_whole(out / "config.json",
@@ -56,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             for line in _introduction(trainer):
                 say(line)
         trainer.run(stream=sys.stderr, say=say)
-    except (CheckpointError, TrainingError, ValueError, FileNotFoundError) as error:
+    except TrainingError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -92,13 +96,13 @@ def _changes(out: Path, config: Config) -> list[str]:
 def _introduction(trainer: Trainer) -> list[str]:
     config, place = trainer.config, trainer.accelerator.device
     counts = [sum(parameter.numel() for parameter in module.parameters()) / 1e6
-              for module in (trainer.unite, trainer.discriminator)]
+              for module in (trainer.learner.unite, trainer.learner.discriminator)]
     where = f"{place} ({torch.get_num_threads()} threads)" if place.type == "cpu" else str(place)
     return [
         f"{config.preset}: {config.model.size} px, matcher {config.match.matcher}, {counts[0]:.2f} M parameters, "
         f"discriminator {counts[1]:.2f} M; on {where}, precision {config.train.precision}",
         f"data: {config.data.source}, {len(trainer.pairs)} training examples with {config.model.condition_channels} "
-        f"condition channels; perceptual network: {trainer.perceptual_name}",
+        f"condition channels; perceptual network: {trainer.learner.perceptual}",
         f"{config.train.steps} steps of {config.train.batch * config.train.accumulate} examples, from step "
         f"{trainer.done}; writing {trainer.out}",
     ]
