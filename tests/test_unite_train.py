@@ -18,7 +18,7 @@ pytest.importorskip("tensorboard")
 
 from accelerate.state import AcceleratorState
 
-from examples.unite import checkpoint, train, trainer
+from examples.unite import checkpoint, logs, train, trainer
 from examples.unite.checkpoint import CheckpointError
 from examples.unite.config import Config, preset
 from examples.unite.diagnosis import Diverged, OutOfMemory
@@ -363,3 +363,19 @@ def test_bfloat16_trains_and_the_solver_stays_in_float32(tmp_path: Path) -> None
     assert seen == {"kept": torch.float32}
     assert judged.values["psnr"] > 0
     assert all(parameter.dtype == torch.float32 for parameter in run.learner.unite.parameters())
+
+
+# Learning
+
+@pytest.mark.slow
+def test_two_pairs_come_nearer_to_their_truth(tmp_path: Path) -> None:
+    """A short piece of `examples.unite.overfit`, which aims at 30 dB: 20 steps on 2 pairs gain more than 3 dB."""
+    from examples.unite import data, overfit
+
+    pairs = overfit.ByHeart(data.make("avatars", root=tmp_path, split="train", pseudo_share=0.0, count=2), 2)
+    run = start(overfit.settings(2, 20).replace("model", stride=4), tmp_path / "run", examples=(pairs, pairs.samples))
+    run.run()
+    lines = logs.read(tmp_path / "run/metrics.jsonl")
+    scores = [line["validation/psnr"] for line in lines if "validation/psnr" in line]
+    assert scores[-1] > scores[0] + 3
+    assert scores[-1] == max(scores)

@@ -46,7 +46,7 @@ def settings(pairs: int, steps: int) -> Config:
     and cycle.
     """
     config = preset("tiny").replace("loss", adversarial=0.0, discriminator_features=0.0, contextual=0.0)
-    return config.replace("train", batch=min(pairs, 4), steps=steps, generator_rate=3e-3, ema=0.9, validation=pairs,
+    return config.replace("train", batch=min(pairs, 4), steps=steps, generator_rate=2e-3, ema=0.95, validation=pairs,
                           sample_every=max(steps // 10, 1), checkpoint_every=steps)
 
 
@@ -80,7 +80,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m examples.unite.overfit", description=__doc__.split(": ", 1)[1])
     parser.add_argument("--out", type=Path, default=Path("out/unite/overfit"), help="the run's folder (%(default)s)")
     parser.add_argument("--pairs", type=int, default=8, help="(%(default)s)")
-    parser.add_argument("--steps", type=int, default=400, help="(%(default)s)")
+    parser.add_argument("--steps", type=int, default=1500, help="(%(default)s)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (%(default)s)")
     options = parser.parse_args(argv)
     for name in ("pairs", "steps"):
