@@ -20,7 +20,7 @@ $(VENV)/torch.stamp: constraints.txt
 
 # All packages, and uotlib itself as an editable install, built in isolation as any user's pip does ...
 $(VENV)/packages.stamp: $(VENV)/torch.stamp pyproject.toml
-	$(PIP) install -c constraints.txt -e '.[test,demo]' || $(NO_PACKAGES)
+	$(PIP) install -c constraints.txt -e '.[test,demo,unite]' || $(NO_PACKAGES)
 	@touch $@
 
 # ... and again from what is installed where its sources change: ninja compiles those alone, nothing is fetched.
@@ -33,6 +33,7 @@ test: setup
 
 demo: setup
 	$(BIN)/python -m examples.stereo
+	$(BIN)/python -m examples.unite.demo
 
 lint: setup
 	$(BIN)/ruff check .

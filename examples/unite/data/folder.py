@@ -1,0 +1,128 @@
+"""One's own data: ``condition/``, ``image/`` and ``pairs.csv`` in a folder (see `check.check_folder`)."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+from examples.unite.structures import Sample
+
+from .check import LABEL_MODES, check_folder
+from .moves import flip
+from .pairs import OneSided, Pairs, one_sided, to_tensor
+
+#: Side of the enlarged image that a crop is taken from, over the side of the crop.
+ENLARGED = 286 / 256
+#: Share of training items whose exemplar is the last one listed, the hardest.
+HARD_SHARE = 0.2
+
+
+def read_image(path: str | os.PathLike[str], size: int) -> Tensor:
+    """An image file as (3, size, size) in [-1, 1]."""
+    return to_tensor(_pixels(Path(path), size))
+
+
+def read_condition(path: str | os.PathLike[str], size: int, channels: int) -> Tensor:
+    """A condition file as (channels, size, size) in [0, 1]: one-hot class ids, or an RGB image for 3 channels.
+
+    Raises:
+        ValueError: for an id from ``channels`` on, and an RGB image where there are not 3 channels.
+    """
+    loaded = _condition(Path(path), size)
+    if loaded.ndim == 3 and channels != 3:
+        raise ValueError(f"{path} is an RGB image; a condition of {channels} channels is a PNG of class ids")
+    if loaded.ndim == 2 and loaded.max() >= channels:
+        raise ValueError(f"{path} has the class id {loaded.max()}, but there are {channels} classes")
+    return _condition_tensor(loaded, channels)
+
+
+class Folder(Pairs):
+    """Pairs of a folder.
+
+    Training: image and condition are resized to 286 / 256 of ``size`` (bicubic; class ids nearest), cropped at random
+    and mirrored at random, the exemplar with a crop and a mirror of its own.  With probability 1 - ``pseudo_share`` the
+    exemplar is a listed one: the last (hardest) in 0.2 of all items, else the first.  Otherwise it is the truth itself
+    with another crop: a pseudo pair.  Split "test": the whole image and the first exemplar.
+
+    Args:
+        root: The folder.
+        size: Side of images and conditions in pixels; images of other shapes are stretched.
+        count: Only the first so many pairs.
+
+    Raises:
+        check.FolderError: what is wrong with the folder, all of it.
+    """
+
+    def __init__(self, *, root: str | os.PathLike[str], size: int = 256, split: str = "train", seed: int = 0,
+                 pseudo_share: float = 0.3, count: int | None = None) -> None:
+        super().__init__(size=size, split=split, seed=seed, pseudo_share=pseudo_share)
+        if count is not None and count < 1:
+            raise ValueError(f"count must be 1 or more, got {count!r}")
+        self.listing = check_folder(root, split)
+        self.rows = self.listing.rows[:count]
+        self.class_names = self.listing.class_names
+        self.condition_channels = 3 if self.class_names is None else len(self.class_names)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Sample:
+        index = self._checked(index)
+        (image, condition), (exemplar, exemplar_condition), pseudo = self._pair(index)
+        return Sample(condition=_condition_tensor(condition, self.condition_channels), image=to_tensor(image),
+                      exemplar=to_tensor(exemplar), self_reference=pseudo, name=self.rows[index][0],
+                      exemplar_condition=_condition_tensor(exemplar_condition, self.condition_channels))
+
+    def one_sided(self, index: int) -> OneSided:
+        if self.class_names is None:
+            raise ValueError("one_sided needs class ids as conditions, and those of this folder are RGB images")
+        (_, condition), (_, exemplar_condition), _ = self._pair(self._checked(index))
+        return one_sided(condition, exemplar_condition, self.class_names)
+
+    def _pair(self, index: int) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray], bool]:
+        name, exemplars = self.rows[index]
+        if not self.training:
+            return self._load(name, self.size), self._load(exemplars[0], self.size), False
+        rng = self.draw(index)
+        p, real = rng.random(), 1 - self.pseudo_share
+        pseudo = bool(p >= real)
+        large = round(self.size * ENLARGED)
+        target = self._load(name, large)
+        given = target if pseudo else self._load(exemplars[-1 if p < HARD_SHARE else 0], large)
+        return self._cropped(rng, *target), self._cropped(rng, *given), pseudo
+
+    def _load(self, name: str, size: int) -> tuple[np.ndarray, np.ndarray]:
+        return _pixels(self.listing.images[name], size), _condition(self.listing.conditions[name], size)
+
+    def _cropped(self, rng: np.random.Generator, image: np.ndarray,
+                 condition: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        y, x = (int(rng.integers(side - self.size + 1)) for side in image.shape[:2])
+        window = slice(y, y + self.size), slice(x, x + self.size)
+        mirrored = rng.random() < 0.5
+        return flip(image[window], condition[window]) if mirrored else (image[window], condition[window])
+
+
+def _pixels(file: Path, size: int) -> np.ndarray:
+    with Image.open(file) as opened:
+        return np.asarray(opened.convert("RGB").resize((size, size), Image.Resampling.BICUBIC))
+
+
+def _condition(file: Path, size: int) -> np.ndarray:
+    """Class ids (size, size), or RGB (size, size, 3), uint8."""
+    with Image.open(file) as opened:
+        if opened.mode not in LABEL_MODES:
+            return np.asarray(opened.convert("RGB").resize((size, size), Image.Resampling.BICUBIC))
+        ids = np.asarray(opened).astype(np.uint8)
+    return np.asarray(Image.fromarray(ids).resize((size, size), Image.Resampling.NEAREST))
+
+
+def _condition_tensor(condition: np.ndarray, channels: int) -> Tensor:
+    if condition.ndim == 3:
+        return (to_tensor(condition) + 1) / 2
+    return one_hot(torch.from_numpy(condition.copy()).long(), channels).permute(2, 0, 1).float()

@@ -1,0 +1,93 @@
+"""`python -m examples.unite.overfit`: can the model learn a few pairs by heart?"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import shutil
+import sys
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+from . import data
+from .config import Config, preset
+from .grids import grid, write_png
+from .logs import read
+from .structures import Sample
+from .trainer import Trainer
+
+#: PSNR in dB that counts as learned by heart.
+GOAL = 30.0
+
+
+class ByHeart:
+    """The same few pairs in every epoch, each flagged as one whose truth is known exactly, which avatars' is."""
+
+    def __init__(self, pairs: data.Pairs, count: int) -> None:
+        self.condition_channels, self.class_names = pairs.condition_channels, pairs.class_names
+        self.samples = [dataclasses.replace(pairs[index], self_reference=True) for index in range(count)]
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Nothing: every epoch is the same."""
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.samples[index]
+
+
+def settings(pairs: int, steps: int) -> Config:
+    """`tiny` without adversary and contextual loss, which do not ask for the truth; large steps, a short average.
+
+    What is left: features of the truth (the pseudo pairs' loss on every pair, and the first layer alone), consistency
+    and cycle.
+    """
+    config = preset("tiny").replace("loss", adversarial=0.0, discriminator_features=0.0, contextual=0.0)
+    return config.replace("train", batch=min(pairs, 4), steps=steps, generator_rate=2e-3, ema=0.95, validation=pairs,
+                          sample_every=max(steps // 10, 1), checkpoint_every=steps)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Overfit and say how far that went; the exit status is 1 where the goal was missed."""
+    options = _parse(argv)
+    start = time.perf_counter()
+    config = settings(options.pairs, options.steps)
+    drawn = data.make("avatars", root=None, size=config.model.size, split="train", condition="mask", seed=0,
+                      pseudo_share=0.0, count=options.pairs)
+    pairs = ByHeart(drawn, options.pairs)
+    shutil.rmtree(options.out, ignore_errors=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="images are judged by random")
+        trainer = Trainer(config, options.out, device=options.device, examples=(pairs, pairs.samples))
+    losses = ", ".join(f"{name} {weight:g}" for name, weight in dataclasses.asdict(config.loss).items()
+                       if isinstance(weight, float) and weight)
+    print(f"{options.pairs} pairs at {config.model.size} px, {options.steps} steps of {config.train.batch}; losses: "
+          f"{losses}; judged by {trainer.learner.perceptual}", flush=True)
+    trainer.run(stream=sys.stderr, say=lambda text: print(text, flush=True))
+    judged = trainer.judge(options.pairs)
+    write_png(options.out / "overfit.png", grid(judged.tiles))
+    scores = [line["validation/psnr"] for line in read(options.out / "metrics.jsonl") if "validation/psnr" in line]
+    print(f"PSNR, mean of the {options.pairs} pairs: {scores[0]:.2f} dB before, {scores[-1]:.2f} dB after "
+          f"({'above' if scores[-1] > GOAL else 'NOT above'} {GOAL:g} dB), in {time.perf_counter() - start:.0f} s")
+    print(f"wrote {options.out / 'overfit.png'}")
+    return 0 if scores[-1] > GOAL else 1
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m examples.unite.overfit", description=__doc__.split(": ", 1)[1])
+    parser.add_argument("--out", type=Path, default=Path("out/unite/overfit"), help="the run's folder (%(default)s)")
+    parser.add_argument("--pairs", type=int, default=8, help="(%(default)s)")
+    parser.add_argument("--steps", type=int, default=1500, help="(%(default)s)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (%(default)s)")
+    options = parser.parse_args(argv)
+    for name in ("pairs", "steps"):
+        if getattr(options, name) < 1:
+            parser.error(f"--{name} must be at least 1, got {getattr(options, name)}")
+    return options
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

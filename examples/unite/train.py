@@ -1,0 +1,136 @@
+"""`python -m examples.unite.train`: train UNITE; without arguments, `tiny` on avatars, on this machine."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from . import checkpoint
+from .checkpoint import CheckpointError
+from .config import CHOICES, PRESETS, Config, preset
+from .diagnosis import TrainingError
+from .logs import read
+from .settings import assign, differences
+from .trainer import Trainer
+
+#: Shorthands: flag, setting, help.
+FLAGS = (
+    ("data", "data.source", "avatars (drawn by seed) or folder (one's own)"),
+    ("root", "data.root", "folder of one's own data, or where avatars are kept"),
+    ("condition", "data.condition", "what avatars are drawn from: " + ", ".join(CHOICES["condition"])),
+    ("size", "model.size", "side of the images in pixels"),
+    ("steps", "train.steps", "updates of each network"),
+    ("batch", "train.batch", "examples in a batch"),
+    ("seed", "train.seed", "of weights and of the examples' order"),
+    ("precision", "train.precision", "of the networks: " + ", ".join(CHOICES["precision"])),
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train; returns the exit status."""
+    options = _parse(argv)
+    start = time.perf_counter()
+
+    def say(text: str) -> None:
+        print(text, flush=True)
+
+    try:
+        config = configure(options)
+        out = options.out if options.out is not None else Path("out/unite") / config.preset
+        if not options.resume and (out / "checkpoints").exists() and any((out / "checkpoints").iterdir()):
+            raise CheckpointError(f"{out} holds a run already: --resume goes on with it, --out names another folder")
+        if options.resume:
+            for line in _changes(out, config):
+                say(f"changed: {line}")
+        trainer = Trainer(config, out, device=options.device, workers=options.workers, resume=options.resume)
+    except (ValueError, OSError, ModuleNotFoundError) as error:  # of settings, files and folders
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    try:
+        if trainer.accelerator.is_main_process:
+            out.mkdir(parents=True, exist_ok=True)
+            checkpoint.write_whole(out / "config.json",
+                                   lambda file: file.write(json.dumps(trainer.config.to_dict(), indent=1).encode()))
+            for line in _introduction(trainer):
+                say(line)
+        trainer.run(stream=sys.stderr, say=say)
+    except TrainingError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"stopped; --resume --out {out} goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    if trainer.accelerator.is_main_process:
+        for line in _summary(out, time.perf_counter() - start):
+            say(line)
+    return 0
+
+
+def configure(options: argparse.Namespace) -> Config:
+    """The configuration that flags ask for: a preset's, or on ``--resume`` the checkpoint's, with their changes."""
+    if options.resume and options.preset is None:
+        folder = (options.out or Path("out/unite/tiny")) / "checkpoints"
+        config = Config.from_dict(checkpoint.load(checkpoint.latest(folder))["config"])
+    else:
+        config = preset(options.preset or "tiny")
+    for flag, setting, _ in FLAGS:
+        value = getattr(options, flag)
+        if value is not None:
+            config = assign(config, f"{setting}={value}")
+    for text in options.set:
+        config = assign(config, text)
+    return config
+
+
+def _changes(out: Path, config: Config) -> list[str]:
+    before = Config.from_dict(checkpoint.load(checkpoint.latest(out / "checkpoints"))["config"])
+    return [line for section in ("match", "loss", "train", "data") for line in differences(before, config, section)]
+
+
+def _introduction(trainer: Trainer) -> list[str]:
+    config, place = trainer.config, trainer.accelerator.device
+    counts = [sum(parameter.numel() for parameter in module.parameters()) / 1e6
+              for module in (trainer.learner.unite, trainer.learner.discriminator)]
+    where = f"{place} ({torch.get_num_threads()} threads)" if place.type == "cpu" else str(place)
+    return [
+        f"{config.preset}: {config.model.size} px, matcher {config.match.matcher}, {counts[0]:.2f} M parameters, "
+        f"discriminator {counts[1]:.2f} M; on {where}, precision {config.train.precision}",
+        f"data: {config.data.source}, {len(trainer.pairs)} training examples with {config.model.condition_channels} "
+        f"condition channels; perceptual network: {trainer.learner.perceptual}",
+        f"{config.train.steps} steps of {config.train.batch * config.train.accumulate} examples, from step "
+        f"{trainer.done}; writing {trainer.out}",
+    ]
+
+
+def _summary(out: Path, seconds: float) -> list[str]:
+    scores = [line for line in read(out / "metrics.jsonl") if "validation/psnr" in line]
+    best = max(scores, key=lambda line: line["validation/psnr"])
+    return [f"held-out PSNR: {scores[0]['validation/psnr']:.2f} dB at step {scores[0]['step']}, "
+            f"{scores[-1]['validation/psnr']:.2f} dB at step {scores[-1]['step']}, best "
+            f"{best['validation/psnr']:.2f} dB at step {best['step']}",
+            f"wrote {out} in {seconds:.0f} s"]
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m examples.unite.train", description=__doc__.split(": ", 1)[1])
+    parser.add_argument("--preset", choices=PRESETS, help="named settings (tiny)")
+    for flag, setting, words in FLAGS:
+        parser.add_argument(f"--{flag}", help=f"{words} ({setting})")
+    parser.add_argument("--set", action="append", default=[], metavar="SECTION.NAME=VALUE",
+                        help="any other setting of config.py, as often as needed")
+    parser.add_argument("--out", type=Path, help="the run's folder (out/unite/PRESET)")
+    parser.add_argument("--resume", action="store_true",
+                        help="go on from the newest checkpoint of --out, with its settings and what is given here")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (%(default)s)")
+    parser.add_argument("--workers", type=int, default=0, help="processes that prepare batches (%(default)s: none)")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,224 @@
+"""A run: data, learner and device in one place, from the first step or a checkpoint to the last one."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from . import checkpoint, data
+from .checkpoint import CheckpointError
+from .config import Config
+from .diagnosis import memory_advice
+from .grids import grid, write_png
+from .learner import Learner
+from .logs import Metrics, Progress
+from .optimisation import rate_factor
+from .settings import differences
+from .stream import batches
+from .structures import Batch, Sample, collate
+from .validation import Judged, judge
+
+#: Pairs in a grid of samples.
+ROWS = 6
+
+
+class Trainer:
+    """One run, on the device and processes that accelerate found.
+
+    Seeds the process's generators (python, numpy, torch) with `TrainConfig.seed`, or with the states of the
+    checkpoint that it goes on from.
+
+    Args:
+        config: Everything that defines the run; the number of condition channels is the data's.
+        out: The run's folder.
+        device: auto, cpu, cuda, cuda:N or mps.
+        workers: Processes that prepare batches; 0 prepares them in this one.
+        resume: Go on from the newest checkpoint of ``out``.
+        examples: Training examples and held-out pairs in place of those that ``config.data`` names.
+
+    Raises:
+        CheckpointError: Nothing to go on from, a broken file, or one of another model.
+    """
+
+    def __init__(self, config: Config, out: Path, *, device: str = "auto", workers: int = 0, resume: bool = False,
+                 examples: tuple[data.Pairs, list[Sample]] | None = None) -> None:
+        self.out, self.checkpoints, self.workers = out, out / "checkpoints", workers
+        state = checkpoint.load(checkpoint.latest(self.checkpoints)) if resume else None
+        self.accelerator = make_accelerator(device, config.train.precision)
+        self.pairs, held = make_data(config) if examples is None else examples
+        self.config = config = config.replace("model", condition_channels=self.pairs.condition_channels)
+        if state is not None:
+            check_same_model(Config.from_dict(state["config"]), config)
+        size = config.train.batch
+        self.held = [collate(held[first:first + size]).to(self.accelerator.device)
+                     for first in range(0, len(held), size)]
+
+        seed = config.train.seed
+        random.seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002
+        torch.manual_seed(seed)
+        self.learner = Learner(config, self.accelerator)
+        torch.manual_seed(seed + self.accelerator.process_index)
+        self.done = 0                               # steps
+        self.position = 0                           # training examples that were used, of all processes
+        self.best: tuple[int, float] | None = None  # step and PSNR of the best checkpoint
+        self.good: Path | None = None               # the newest checkpoint
+        if state is not None:
+            self._restore(state)
+
+    def step(self, group: list[Batch]) -> dict[str, float]:
+        """`Learner.update`, counted."""
+        values = self.learner.update(group, self.done, self.good)
+        self.done += 1
+        self.position += self.config.train.batch * len(group) * self.accelerator.num_processes
+        return values
+
+    def run(self, *, stream: TextIO | None = None, say: Callable[[str], None] | None = None) -> None:
+        """Train to the last step; ``stream`` takes a bar if it is a terminal, ``say`` lines otherwise.
+
+        Raises:
+            Diverged, OutOfMemory: With what to do.
+        """
+        train, main = self.config.train, self.accelerator.is_main_process
+        images = train.batch * train.accumulate * self.accelerator.num_processes
+        metrics = Metrics(self.out, self.done) if main else None
+        progress = Progress(self.done, train.steps, images, stream if main else None, say if main else None)
+        source = batches(self.pairs, train.seed, train.batch, self.position, rank=self.accelerator.process_index,
+                         processes=self.accelerator.num_processes, workers=self.workers)
+        try:
+            with memory_advice(self.config):
+                if self.done == 0:
+                    self._show(metrics, progress)
+                while self.done < train.steps:
+                    values = self.step([next(source).to(self.accelerator.device) for _ in range(train.accumulate)])
+                    if metrics is not None:
+                        metrics.write(self.done, values)
+                        metrics.speed(self.done, progress.rate)
+                    progress.step(self.done, {name: values[f"{name}/total"] for name in ("generator", "discriminator")
+                                              if f"{name}/total" in values})
+                    self._pause(metrics, progress)
+        finally:
+            progress.close()
+            if metrics is not None:
+                metrics.close()
+
+    def _pause(self, metrics: Metrics | None, progress: Progress) -> None:
+        """Samples, validation and the checkpoint, where they are due."""
+        train, last = self.config.train, self.done == self.config.train.steps
+        saves = last or self.done % train.checkpoint_every == 0
+        if saves or self.done % train.sample_every == 0:
+            score = self._show(metrics, progress)
+            if saves:
+                self.save(score)
+
+    def _show(self, metrics: Metrics | None, progress: Progress) -> float | None:
+        """Samples and validation by the main process; returns its PSNR."""
+        score = None
+        if metrics is not None:
+            judged = self.judge()
+            score = judged.values["psnr"]
+            picture = grid(judged.tiles)
+            write_png(self.out / "samples" / f"{self.done:07d}.png", picture)
+            metrics.picture(self.done, "samples", picture)
+            metrics.write(self.done, {f"validation/{name}": value for name, value in judged.values.items()})
+            metrics.sync()
+            progress.say(f"step {self.done}: held-out pairs: PSNR {score:.2f} dB, warped exemplar "
+                         f"{judged.values['warped_psnr']:.2f} dB, mass kept {judged.values['kept']:.3f}")
+        self.accelerator.wait_for_everyone()
+        return score
+
+    def judge(self, rows: int = ROWS) -> Judged:
+        """Translate the held-out pairs."""
+        with self.accelerator.autocast():
+            return judge(self.learner.judged, self.held, rows)
+
+    def save(self, score: float | None) -> None:
+        """Write the checkpoint of this step; all processes call it, the main one writes.
+
+        Args:
+            score: PSNR on held-out pairs, by which the best checkpoint is known; the main process's counts.
+
+        Raises:
+            Diverged: A parameter is not finite; nothing is written then.
+        """
+        learned = self.learner.state_dict()
+        states = gather_object([checkpoint.random_state()])
+        if not self.accelerator.is_main_process:
+            return
+        better = score is not None and (self.best is None or score > self.best[1])
+        if better:
+            self.best = (self.done, score)
+        self.good = checkpoint.save({
+            **learned,
+            "step": self.done,
+            "position": self.position,
+            "config": self.config.to_dict(),
+            "rate_factor": rate_factor(self.done, self.config.train),
+            "random": states,
+            "best": list(self.best) if self.best is not None else None,
+        }, self.checkpoints, self.done, better)
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        processes = self.accelerator.num_processes
+        if len(state["random"]) != processes:
+            raise CheckpointError(f"the checkpoint is of {len(state['random'])} processes, these are {processes}")
+        self.learner.load_state_dict(state)
+        self.done, self.position = state["step"], state["position"]
+        self.best = tuple(state["best"]) if state["best"] is not None else None
+        self.good = checkpoint.latest(self.checkpoints)
+        if self.accelerator.is_main_process:
+            checkpoint.remove_unfinished(self.checkpoints)
+            if self.best is not None and self.best[0] == self.done:
+                checkpoint.keep_best(self.good)  # the process may have ended between the two names
+        checkpoint.set_random_state(state["random"][self.accelerator.process_index])
+
+
+def make_accelerator(device: str, precision: str) -> Accelerator:
+    """accelerate for a device by name; the devices of several processes are those of `accelerate launch`.
+
+    Raises:
+        ValueError: There is no such device here.
+    """
+    kind, _, index = device.partition(":")
+    if kind not in ("auto", "cpu", "cuda", "mps"):
+        raise ValueError(f"device must be auto, cpu, cuda, cuda:N or mps, got {device!r}")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device {device} was asked for, and torch sees no GPU")
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise ValueError("device mps was asked for, and torch sees none")
+    if precision == "fp16" and (kind == "cpu" or not torch.cuda.is_available()):
+        raise ValueError("precision fp16 needs a GPU; a CPU has bf16")
+    if index:
+        torch.cuda.set_device(int(index))
+    return Accelerator(cpu=kind == "cpu", mixed_precision=precision)
+
+
+def make_data(config: Config) -> tuple[data.Pairs, list[Sample]]:
+    """The training examples, and the held-out pairs as they are."""
+    source, train = config.data, config.train
+    common = {"root": source.root or None, "size": config.model.size, "condition": source.condition,
+              "seed": train.seed}
+    pairs = data.make(source.source, split="train", pseudo_share=train.pseudo_share, count=source.count, **common)
+    held = data.make(source.source, split="test", pseudo_share=0.0, count=train.validation, **common)
+    if held.condition_channels != pairs.condition_channels:
+        raise ValueError(f"training conditions have {pairs.condition_channels} channels, those of split test "
+                         f"{held.condition_channels}: classes.txt in {source.root} would say how many there are")
+    return pairs, [held[index] for index in range(min(len(held), train.validation))]
+
+
+def check_same_model(old: Config, new: Config) -> None:
+    """Refuse to go on with another model than a checkpoint's.
+
+    Raises:
+        CheckpointError: naming the settings that differ.
+    """
+    found = differences(old, new, "model")
+    if found:
+        raise CheckpointError("the checkpoint is of another model: " + "; ".join(found))

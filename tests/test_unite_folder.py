@@ -1,0 +1,180 @@
+"""A folder of one's own data: what is right loads, what is wrong is named; crops, flips, choice of the exemplar."""
+
+import pickle
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from examples.unite import data
+from examples.unite.data.__main__ import main
+from examples.unite.data.check import FolderError, check_folder
+from examples.unite.data.folder import Folder, read_condition, read_image
+
+
+def equal(one, other):
+    return all(torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y
+               for x, y in zip(vars(one).values(), vars(other).values(), strict=True))
+
+
+def labels(rng, side=40, classes=3):
+    made = Image.fromarray(rng.integers(0, classes, (side, side), dtype=np.uint8))
+    made.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255])
+    return made
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Four pairs of 40 x 40 whose images show their class ids in red."""
+    rng = np.random.default_rng(0)
+    root = tmp_path / "mine"
+    (root / "condition").mkdir(parents=True)
+    (root / "image").mkdir()
+    for name in "abcd":
+        condition = labels(rng)
+        condition.save(root / "condition" / f"{name}.png")
+        image = np.zeros((40, 40, 3), dtype=np.uint8)
+        image[..., 0] = np.asarray(condition) * 100
+        image[..., 2] = 50 * "abcd".index(name)
+        Image.fromarray(image).save(root / "image" / f"{name}.{'png' if name != 'd' else 'bmp'}")
+    (root / "pairs.csv").write_text("name,exemplar\na,b,c\nb,a.png\nc,d\nd,a\n")
+    return root
+
+
+def test_a_good_folder_loads(folder):
+    listing = check_folder(folder)
+    assert listing.rows == (("a", ("b", "c")), ("b", ("a",)), ("c", ("d",)), ("d", ("a",)))
+    pairs = data.make("folder", root=folder, size=64, split="test", seed=1)
+    assert pairs.condition_channels == 3
+    assert pairs.class_names == ("class 0", "class 1", "class 2")
+    sample = pairs[0]
+    assert sample.condition.shape == (3, 64, 64)
+    assert sample.name == "a"
+    assert not sample.self_reference
+    assert torch.equal(sample.condition, read_condition(folder / "condition/a.png", 64, 3))
+    assert torch.equal(sample.exemplar, read_image(folder / "image/b.png", 64))
+    assert pairs.one_sided(0) == ((), ())
+    (folder / "classes.txt").write_text("sky\nsea\nland\nship\n")
+    assert data.make("folder", root=folder, size=64).class_names == ("sky", "sea", "land", "ship")
+    (folder / "pairs_test.csv").write_text("d,c\n")
+    assert [len(Folder(root=folder, size=64, split=split)) for split in ("train", "test")] == [4, 1]
+    assert len(Folder(root=folder, size=64, count=2)) == 2
+
+
+def test_crops_and_flips_keep_condition_and_image_together(folder):
+    """At the size that needs no resampling, red is the class id at every position."""
+    pairs = Folder(root=folder, size=36, seed=2)  # 286 / 256 of it are the 40 pixels of the files
+    kinds = set()
+    for epoch in range(12):
+        pairs.set_epoch(epoch)
+        for index in range(4):
+            sample = pairs[index]
+            for image, condition in ((sample.image, sample.condition), (sample.exemplar, sample.exemplar_condition)):
+                assert torch.equal(((image[0] + 1) * 127.5 / 100).round().long(), condition.argmax(0))
+            who = round(float(sample.exemplar[2, 0, 0] + 1) * 127.5 / 50)
+            assert sample.self_reference == (who == index)
+            kinds.add((sample.name, who))
+            if sample.self_reference and not torch.equal(sample.exemplar, sample.image):
+                kinds.add("moved")
+    # a with its easy and its hard exemplar and with itself
+    assert kinds >= {("a", 0), ("a", 1), ("a", 2), ("b", 0), ("c", 3), "moved"}
+    fresh = Folder(root=folder, size=36, seed=2)
+    assert not equal(pairs[2], fresh[2])
+    fresh.set_epoch(11)
+    assert equal(pairs[2], fresh[2])
+    assert equal(pairs[2], pickle.loads(pickle.dumps(pairs))[2])
+
+
+def test_how_often_which_exemplar(folder):
+    pairs = Folder(root=folder, size=36)
+    found = []
+    for epoch in range(400):
+        pairs.set_epoch(epoch)
+        p = pairs.draw(0).random()
+        found.append("self" if p >= 0.7 else "hard" if p < 0.2 else "easy")
+        if epoch < 20:
+            who = round(float(pairs[0].exemplar[2, 0, 0] + 1) * 127.5 / 50)
+            assert ("self", "easy", "hard")[who] == found[-1]
+    # Shares 0.3, 0.2, 0.5 with a standard deviation of 0.025 at most.
+    for kind, share in (("self", 0.3), ("hard", 0.2), ("easy", 0.5)):
+        assert abs(found.count(kind) / len(found) - share) < 0.1
+
+
+def test_rgb_conditions(folder):
+    for file in (folder / "condition").iterdir():
+        Image.open(file).convert("RGB").save(file)
+    pairs = Folder(root=folder, size=32, split="test")
+    assert pairs.condition_channels == 3
+    assert pairs.class_names is None
+    assert pairs[0].condition.min() >= 0
+    assert pairs[0].condition.max() <= 1
+    with pytest.raises(ValueError, match="class ids"):
+        pairs.one_sided(0)
+    with pytest.raises(ValueError, match="RGB image"):
+        read_condition(folder / "condition/a.png", 32, 9)
+
+
+def broken(root):
+    (root / "image/a.png").write_bytes((root / "image/a.png").read_bytes()[:60])
+
+
+def no_image_file(root):
+    (root / "image/a.png").write_text("not a picture")
+
+
+def other_size(root):
+    Image.new("RGB", (30, 40)).save(root / "image/b.png")
+
+
+def rgb_condition(root):
+    Image.new("RGB", (40, 40)).save(root / "condition/c.png")
+
+
+DEFECTS = {
+    "broken image": (broken, r"image/a\.png cannot be read: "),
+    "no image": (no_image_file, r"image/a\.png cannot be read: cannot identify"),
+    "missing image": (lambda root: (root / "image/b.png").unlink(), r"image/b\.\* is missing \(pairs.csv, line 2\)"),
+    "two images": (lambda root: Image.new("RGB", (40, 40)).save(root / "image/c.jpg"),
+                   r"image/c has more than one file: c\.png, c\.jpg"),
+    "missing labels": (lambda root: (root / "condition/d.png").unlink(), r"condition/d\.png is missing .*line 4"),
+    "broken labels": (lambda root: (root / "condition/d.png").write_bytes(b""), r"condition/d\.png cannot be read"),
+    "wrong size": (other_size, r"condition/b\.png is 40 x 40, but image/b\.png is 30 x 40"),
+    "unknown id": (lambda root: (root / "classes.txt").write_text("sky\nsea\n"),
+                   r"condition/a\.png has the unknown class id 2: classes\.txt names 0 to 1"),
+    "other kind": (rgb_condition, r"condition/c\.png is an RGB image, but others are class ids"),
+    "short line": (lambda root: (root / "pairs.csv").write_text("a,b\nc\n"), r"pairs\.csv, line 2: .* got 'c'"),
+    "name twice": (lambda root: (root / "pairs.csv").write_text("a,b\na,c\n"), r"line 2: 'a' stands in line 1"),
+    "no pairs": (lambda root: (root / "pairs.csv").write_text("name,exemplar\n"), r"pairs\.csv lists no pairs"),
+    "no list": (lambda root: (root / "pairs.csv").unlink(), r"pairs\.csv is missing"),
+    "no conditions": (lambda root: shutil.rmtree(root / "condition"), r"condition/ is missing"),
+}
+
+
+@pytest.mark.parametrize("defect", DEFECTS)
+def test_each_defect_of_a_folder_has_its_message(folder, defect):
+    damage, message = DEFECTS[defect]
+    damage(folder)
+    with pytest.raises(FolderError, match=message) as error:
+        data.make("folder", root=folder, size=64)
+    assert len(error.value.problems) == (4 if defect == "unknown id" else 1)
+
+
+def test_all_defects_of_a_folder_come_in_one_error(folder):
+    broken(folder)
+    other_size(folder)
+    (folder / "condition/d.png").unlink()
+    with pytest.raises(FolderError, match="3 problems") as error:
+        check_folder(folder)
+    assert [problem.split()[0] for problem in error.value.problems] == ["image/a.png", "condition/b.png",
+                                                                       "condition/d.png"]
+
+
+def test_pairs_to_look_at(folder, tmp_path, capsys):
+    arguments = ["--out", str(tmp_path), "--data", "folder", "--root", str(folder), "--size", "64"]
+    assert main(arguments) == 0
+    assert (tmp_path / "folder-train.png").is_file()
+    broken(folder)
+    assert main(arguments) == 1
+    assert "image/a.png cannot be read" in capsys.readouterr().err
