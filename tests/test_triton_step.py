@@ -81,7 +81,7 @@ def test_goes_the_same_way(method, reg_type, reg_m):
 def test_small_eps(reg, reg_m):
     """Annealing with its predictions, acceleration and its rejections; more rows than columns."""
     case = draw(21, 14, seed=1, kind="clustered", reg=reg, reg_m=reg_m)
-    assert int(assert_same_way(case, tol=0, max_iter=17, options=SolverOptions()).n_iter) == 17
+    assert int(assert_same_way(case, tol=0, max_iter=13, options=SolverOptions()).n_iter) == 13
 
 
 @pytest.mark.parametrize(("method", "batch"), [("auto", (4,)), ("sinkhorn", ())])
@@ -89,7 +89,7 @@ def test_every_problem_of_a_batch_ends_by_itself(method, batch):
     """Those that have ended are dropped from the launches, and the others go on as before; one cost for all, too."""
     case = draw(9, 18, seed=2, batch=batch)
     reg = torch.tensor([0.2, 1.0, 0.1, 0.4], dtype=torch.float64, device=DEVICE)
-    found = assert_same_way(case, method=method, reg=reg, tol=3e-3, max_iter=20)
+    found = assert_same_way(case, method=method, reg=reg, tol=3e-3, max_iter=9)
     assert len(set(found.n_iter.tolist())) > 2
 
 
@@ -107,7 +107,7 @@ def test_tol_zero_runs_every_pass(method, max_iter):
                          ids=str)
 def test_every_option_means_the_same(options):
     case = draw(11, 17, seed=3, kind="clustered", reg=0.03, reg_m=(1.0, 0.4))
-    assert_same_way(case, tol=1e-4, max_iter=9, options=SolverOptions(**options))
+    assert_same_way(case, tol=1e-4, max_iter=8, options=SolverOptions(**options))
 
 
 @pytest.mark.parametrize(("reg_type", "method"), [("kl", "auto"), ("entropy", "sinkhorn")])
@@ -152,14 +152,14 @@ def test_other_ways_to_read_the_cost(table, storage, monkeypatch):
     torch.testing.assert_close(found.g.double(), expected.g, rtol=0, atol=2e-6)
 
 
-@pytest.mark.parametrize("method", ["auto", "sinkhorn"])
-def test_streamed_features(method):
+@pytest.mark.parametrize(("method", "tol", "max_iter"), [("auto", 1e-2, 100), ("sinkhorn", 0, 4)])
+def test_streamed_features(method, tol, max_iter):
     """alpha and beta of the cost go into the log-scalings on the device; a batch shares the features of one side."""
     x, z = (torch.randn(*shape, 3, generator=generator(shape[-1]), dtype=torch.float64).to(DEVICE)
-            for shape in ((3, 10), (18,)))
+            for shape in ((2, 10), (18,)))
     cost = CosineCost(x, z, materialize=False)
-    settings = {"reg": torch.tensor([0.4, 0.2, 0.8], dtype=torch.float64, device=DEVICE), "reg_m": (0.5, 2.0),
-                "method": method, "tol": 1e-2, "options": EVERY}
+    settings = {"reg": torch.tensor([0.4, 0.8], dtype=torch.float64, device=DEVICE), "reg_m": (0.5, 2.0),
+                "method": method, "tol": tol, "max_iter": max_iter, "options": EVERY}
     assert_same(*(uotlib.unbalanced_sinkhorn(cost, backend=backend, **settings) for backend in ("triton", "reference")))
 
 
