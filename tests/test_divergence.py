@@ -256,3 +256,19 @@ def test_forbidden_pairs_are_allowed():
 def test_integer_features_are_refused():
     with pytest.raises(TypeError, match=r"cost.x must have a floating-point dtype, got torch.int64"):
         sinkhorn_divergence(SqEuclideanCost(torch.ones(3, 2, dtype=torch.int64), torch.zeros(3, 2)), reg=0.1, reg_m=1.0)
+
+
+def test_what_a_cost_has_set_on_it_counts():
+    """A cost of one's own keeps what was set on the instance in all three solves."""
+    class Scaled(SqEuclideanCost):
+        weight = 1.0
+
+        def factors(self, x, z):
+            alpha, beta, left, right = super().factors(x, z)
+            return self.weight * alpha, self.weight * beta, self.weight * left, right
+
+    x, z, *_ = clouds()
+    cost = Scaled(x, z)
+    cost.weight = 4.0
+    expected = sinkhorn_divergence(SqEuclideanCost(2 * x, 2 * z), reg=0.1, reg_m=1.0)
+    torch.testing.assert_close(sinkhorn_divergence(cost, reg=0.1, reg_m=1.0), expected)

@@ -393,3 +393,13 @@ def test_solutions_are_freed_without_the_garbage_collector():
         assert [reference() for reference in gone] == [None, None]
     finally:
         gc.enable()
+
+
+def test_empty_problem_of_a_batch_has_finite_gradients(backend):
+    """A problem without mass beside an ordinary one, and a product whose gradient is 0: nothing is NaN."""
+    cost, a = draw(5, 6, seed=31, batch=(2,)).cost.clone().requires_grad_(), torch.full((2, 5), 0.2).double()
+    a[1] = 0
+    solution = unbalanced_sinkhorn(cost, a, reg=0.1, reg_m=1.0, backend=backend)
+    for product in (solution.apply(features(6, 2)), solution.apply(torch.zeros(6, 2).double())):
+        (gradient,) = torch.autograd.grad(product.square().sum(), cost, retain_graph=True)
+        assert gradient.isfinite().all()

@@ -28,7 +28,7 @@ POINTERS = {
               "diagonal", "vector", "through", "root_r", "root_c", "row_side", "row_ratio", "weights", "log_own",
               "log_other", "scale", "last_log_v", "last_col_lse", "last_row_lse", "last_reg", "bounds", "mass_a",
               "log_a", "tau_a", "mass_b", "log_b", "tau_b", "start", "answers", "work", "alpha", "beta", "row_sum",
-              "cost_sum", "rows", "cols", "numbers", "own", "sums", "gram",
+              "cost_sum", "rows", "cols", "numbers", "copies", "sums", "gram",
               "spread", "exact", "scalars"),
     "*": ("partial", "anchors", "totals", "plan", "left", "right", "factor", "product", "own_sum", "other_sum", "out",
           "table"),

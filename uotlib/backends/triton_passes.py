@@ -84,8 +84,10 @@ class _Sweep(_Columns):
         super().__init__(backend, cost, state)
         self.table = table
         self.cuts = [backend._sweep_cut(cost, state.count, skips) for skips in (False, table is not None)]
-        self.partials = [cost.new_empty((state.count, cut.slabs, state.m), dtype=arithmetic(cost))
-                         for cut in self.cuts]
+        first, later = self.cuts
+        partial = cost.new_empty((state.count, first.slabs, state.m), dtype=arithmetic(cost))
+        self.partials = [partial, partial if later == first else
+                         partial.new_empty((state.count, later.slabs, state.m))]
         self.mask = torch.empty(state.count, state.m, dtype=torch.uint8, device=cost.device)
 
     def read(self, parity: int, known: bool) -> None:

@@ -51,9 +51,10 @@ class LowRank:
         """From factors of any type and size."""
         if left.shape[2] == 0:
             return cls(left.to(dtype), right.to(dtype), left.new_ones(len(left), dtype=torch.float64))
-        least = torch.finfo(torch.promote_types(left.dtype, right.dtype)).tiny  # 1 over less overflows
-        by_left, by_right = (factor.abs().amax(1).double().clamp_min(least) for factor in (left, right))  # (B, k)
+        by_left, by_right = (factor.abs().amax(1).double().clamp_min(torch.finfo(factor.dtype).tiny)
+                             for factor in (left, right))  # (B, k); 1 over less would overflow
         scale = (by_left * by_right).amax(1)
+        scale = torch.where(scale > 0, scale, 1.0)
         return cls((left * (by_right / scale[:, None])[:, None].to(left.dtype)).to(dtype),
                    (right / by_right[:, None].to(right.dtype)).to(dtype), scale)
 

@@ -24,12 +24,15 @@ def log_of_total(mass, points, BLOCK: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["n", "m", "count", "chunks", "max_iter"])
-def begin_kernel(rows, cols, numbers, own, mass_a, tau_a, mass_b, tau_b, reg, spread, start, row_reach, col_reach, beta,
-                 items, n, m, count, chunks, max_iter, BLOCK: tl.constexpr, OWN: tl.constexpr, ENTROPY: tl.constexpr,
-                 TEXTBOOK: tl.constexpr, ANNEAL_START: tl.constexpr):
-    """``spread`` (A,) and ``start`` (A, m) may be None, for 0; ``own`` is zeros.  Grid: (chunks of each problem)."""
+def begin_kernel(rows, cols, numbers, copies, mass_a, tau_a, mass_b, tau_b, reg, spread, start, row_reach, col_reach,
+                 beta, items, n, m, count, chunks, max_iter, BLOCK: tl.constexpr, OWN: tl.constexpr,
+                 ENTROPY: tl.constexpr, TEXTBOOK: tl.constexpr, ANNEAL_START: tl.constexpr):
+    """``spread`` (A,) and ``start`` (A, m) may be None, for 0; ``copies`` is zeros.
+
+    Grid: (chunks of each problem).
+    """
     b, chunk, points = place_of(chunks, BLOCK)
-    own = own_numbers(own, chunks, OWN)
+    own = own_numbers(copies, chunks, OWN)
     in_a, in_b = points < n, points < m
     row_pitch, col_pitch = count.to(tl.int64) * n, count.to(tl.int64) * m
     shift = 0.5 * (log_of_total(mass_a + b * n, n, BLOCK) + log_of_total(mass_b + b * m, m, BLOCK))

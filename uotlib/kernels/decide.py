@@ -49,8 +49,8 @@ def certificate(sums, pitch, chunks, PARTS: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["n", "m", "count", "batch", "chunks", "parity", "passes", "max_iter", "tol_bits"])
-def decide_kernel(rows, cols, numbers, own, sums, gram, problems, answers, n, m, count, batch, chunks, parity, passes,
-                  max_iter, tol_bits, PARTS: tl.constexpr, BLOCK: tl.constexpr, OWN: tl.constexpr,
+def decide_kernel(rows, cols, numbers, copies, sums, gram, problems, answers, n, m, count, batch, chunks, parity,
+                  passes, max_iter, tol_bits, PARTS: tl.constexpr, BLOCK: tl.constexpr, OWN: tl.constexpr,
                   ROUNDOFF: tl.constexpr, ENTROPY: tl.constexpr, TEXTBOOK: tl.constexpr, SYNCHRONOUS: tl.constexpr,
                   CHECK_EVERY: tl.constexpr, ANNEAL_FACTOR: tl.constexpr, ANNEAL_VIOLATION: tl.constexpr,
                   ANNEAL_ACCURACY: tl.constexpr, ANNEAL_ORDER: tl.constexpr, ANNEAL_PASSES: tl.constexpr,
@@ -62,14 +62,22 @@ def decide_kernel(rows, cols, numbers, own, sums, gram, problems, answers, n, m,
     Grid: (chunks of each problem).
     """
     b, chunk, points = place_of(chunks, BLOCK)
-    own = own_numbers(own, chunks, OWN)
+    own = own_numbers(copies, chunks, OWN)
     in_a, in_b = points < n, points < m
     row_pitch, col_pitch = count.to(tl.int64) * n, count.to(tl.int64) * m
     rows += b * n
     cols += b * m
     tol = tol_bits.to(tl.int64).to(tl.float64, bitcast=True)
     infinite = constant(INF)
+    # Every warp loads what one thread will store: all loads come before the first of the stores.
     eps, confirming = tl.load(own + state.OWN_EPS), tl.load(own + state.CONFIRMING)
+    last_record, last_record_pass = tl.load(own + state.RECORD), tl.load(own + state.RECORD_PASS).to(tl.int32)
+    if not TEXTBOOK:
+        last_best, last_level_pass = tl.load(own + state.BEST), tl.load(own + state.LEVEL_PASS).to(tl.int32)
+        last_end, last_known = tl.load(own + state.END_SLOT).to(tl.int32), tl.load(own + state.KNOWN).to(tl.int32)
+        slot, kept = tl.load(own + state.SLOT).to(tl.int32), tl.load(own + state.COUNT).to(tl.int32)
+        has_last, accelerates = tl.load(own + state.HAS_LAST).to(tl.int32), 0
+    tl.debug_barrier()
     reg = tl.load(numbers + state.REG * count + b)
     rate_a = 1.0 / tl.load(numbers + state.TAU_A * count + b)
     rate_b = 1.0 / tl.load(numbers + state.TAU_B * count + b)
@@ -81,8 +89,8 @@ def decide_kernel(rows, cols, numbers, own, sums, gram, problems, answers, n, m,
     at_target = eps <= reg
     steps = passes - 1 if TEXTBOOK else passes
     ended, at_floor, close, record, record_pass = stopping(
-        violation, largest, reg, tol, at_target, confirming, one_sided, tl.load(own + state.RECORD),
-        tl.load(own + state.RECORD_PASS).to(tl.int32), steps, passes, max_iter, ROUNDOFF, SYNCHRONOUS, CHECK_EVERY)
+        violation, largest, reg, tol, at_target, confirming, one_sided, last_record, last_record_pass, steps, passes,
+        max_iter, ROUNDOFF, SYNCHRONOUS, CHECK_EVERY)
     tl.store(own + state.RECORD_PASS, record_pass.to(tl.float64))
     if chunk == 0:
         tl.store(numbers + state.VIOLATION * count + b, violation)
@@ -125,15 +133,14 @@ def decide_kernel(rows, cols, numbers, own, sums, gram, problems, answers, n, m,
         translation = translation_of(row_total, col_total, rate_a, rate_b)
         moved = tl.where((b_mass > 0.0) & reachable, answer - translation, g)
 
-        best = tl.load(own + state.BEST)
-        rejected, better = violation > SAFEGUARD * best, violation < best
-        best = tl.where(rejected, INF, tl.where(better, violation, best))
+        rejected, better = violation > SAFEGUARD * last_best, violation < last_best
+        best = tl.where(rejected, INF, tl.where(better, violation, last_best))
         retreat = tl.load(cols + state.BEST_ANSWER * col_pitch + points, mask=in_b, other=0.0)
         retreat += BACKTRACK * (g - retreat)
         if better:
             tl.store(cols + state.BEST_ANSWER * col_pitch + points, moved, mask=in_b)
 
-        level_pass = tl.load(own + state.LEVEL_PASS).to(tl.int32) + 1
+        level_pass = last_level_pass + 1
         leaving, solved, lower = level_ends(
             violation, eps, reg, tl.load(numbers + state.FIRST_EPS * count + b),
             tl.load(numbers + state.SPREAD * count + b), at_target, level_pass, passes, max_iter, ANNEAL_FACTOR,
@@ -141,8 +148,8 @@ def decide_kernel(rows, cols, numbers, own, sums, gram, problems, answers, n, m,
         following = moved
         if leaving:
             # A level that was not solved well breaks the chain: only its own end is kept.
-            end_slot = tl.where(solved, tl.load(own + state.END_SLOT).to(tl.int32), 0)
-            known = tl.where(solved, tl.minimum(tl.load(own + state.KNOWN).to(tl.int32) + 1, ANNEAL_ORDER + 1), 1)
+            end_slot = tl.where(solved, last_end, 0)
+            known = tl.where(solved, tl.minimum(last_known + 1, ANNEAL_ORDER + 1), 1)
             ends, ends_eps = cols + state.ENDS * col_pitch, own + state.SIZES + 2 * SLOTS
             tl.store(ends_eps + end_slot, eps)
             tl.store(ends + end_slot * col_pitch + points, moved, mask=in_b)
@@ -152,8 +159,6 @@ def decide_kernel(rows, cols, numbers, own, sums, gram, problems, answers, n, m,
             eps = lower
             following = predict(ends, col_pitch, ends_eps, known, eps, points, in_b)
             level_pass, best, record = 0, infinite, infinite
-        slot, kept = tl.load(own + state.SLOT).to(tl.int32), tl.load(own + state.COUNT).to(tl.int32)
-        has_last, accelerates = tl.load(own + state.HAS_LAST).to(tl.int32), 0
         if rejected | leaving:
             slot, kept, has_last = 0, 0, 0
             following = tl.where(rejected, retreat, following)

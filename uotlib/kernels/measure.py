@@ -26,7 +26,7 @@ from .state import own_numbers, place_of, write_weights
 
 
 @triton.jit(do_not_specialize=["n", "m", "count", "chunks", "parts", "parity"])
-def measure_kernel(rows, cols, numbers, own, sums, anchors, totals, mask, beta, items, n, m, count, chunks, parts,
+def measure_kernel(rows, cols, numbers, copies, sums, anchors, totals, mask, beta, items, n, m, count, chunks, parts,
                    parity, PARTS: tl.constexpr, BLOCK: tl.constexpr, OWN: tl.constexpr, ENTROPY: tl.constexpr,
                    TEXTBOOK: tl.constexpr, MEASURE: tl.constexpr):
     """What the columns answer, who has turned out unreachable, and the chunk's part of the certificate.
@@ -35,7 +35,7 @@ def measure_kernel(rows, cols, numbers, own, sums, anchors, totals, mask, beta, 
     that a mask (A, m) flags.  The textbook moves on to the answer at once.  Grid: (chunks of each problem).
     """
     b, chunk, points = place_of(chunks, BLOCK)
-    own = own_numbers(own, chunks, OWN)
+    own = own_numbers(copies, chunks, OWN)
     in_a, in_b = points < n, points < m
     row_pitch, col_pitch = count.to(tl.int64) * n, count.to(tl.int64) * m
     rows += b * n

@@ -60,7 +60,7 @@ def accelerated(g, history, pitch, copies, own, gram, b, chunks, points, m, allo
 
 
 @triton.jit(do_not_specialize=["n", "m", "count", "chunks", "parity"])
-def move_kernel(rows, cols, numbers, own, gram, beta, items, n, m, count, chunks, parity, BLOCK: tl.constexpr,
+def move_kernel(rows, cols, numbers, copies, gram, beta, items, n, m, count, chunks, parity, BLOCK: tl.constexpr,
                 OWN: tl.constexpr, ENTROPY: tl.constexpr, ANNEAL_ORDER: tl.constexpr, DEPTH: tl.constexpr,
                 TRUST_REGION: tl.constexpr, SLOTS: tl.constexpr, STAGES: tl.constexpr):
     """The next g, by acceleration where that was decided, and what the next sweep takes.
@@ -68,7 +68,7 @@ def move_kernel(rows, cols, numbers, own, gram, beta, items, n, m, count, chunks
     Grid: (chunks of each problem).
     """
     b, chunk, points = place_of(chunks, BLOCK)
-    copies, own = own, own_numbers(own, chunks, OWN)
+    own = own_numbers(copies, chunks, OWN)
     in_a, in_b = points < n, points < m
     row_pitch, col_pitch = count.to(tl.int64) * n, count.to(tl.int64) * m
     rows += b * n
