@@ -84,7 +84,7 @@ def version_line(compiler: str) -> str:
 
 
 def cuda_archs(nvcc: str) -> list[str]:
-    """Those that UOTLIB_CUDA_ARCHS names, else those of CUDA_ARCHS that this nvcc knows.
+    """Those that UOTLIB_CUDA_ARCHS names, else those of CUDA_ARCHS that this nvcc knows: without one, no kernels.
 
     nvcc's list leaves out the "a" variants, which came with their base.
     """
@@ -94,7 +94,14 @@ def cuda_archs(nvcc: str) -> list[str]:
     if unknown:
         raise BuildError(f"UOTLIB_CUDA_ARCHS names {unknown[0]!r}, which this nvcc does not compile for: it knows "
                          f"{' '.join(known)}")
-    return wish or [arch for arch in CUDA_ARCHS if f"sm_{arch.rstrip('a')}" in known]
+    found = wish or [arch for arch in CUDA_ARCHS if f"sm_{arch.rstrip('a')}" in known]
+    if not found:
+        reason = (f"nvcc knows none of the architectures that uotlib is compiled for ({', '.join(CUDA_ARCHS)}): it "
+                  f"knows {' '.join(known) or 'none'}")
+        if os.environ.get("UOTLIB_CUDA") == "1":
+            raise BuildError(f"UOTLIB_CUDA=1 asks for the CUDA kernels, but {reason}")
+        print(f"uotlib: built WITHOUT its CUDA kernels: {reason}", file=sys.stderr, flush=True)
+    return found
 
 
 def ninja_file(cxx: str, nvcc: str | None, build: Path, target: Path) -> str:

@@ -103,7 +103,7 @@ def test_a_start_is_taken(on_the_processor):
     ((3, 4), {"options": SolverOptions(anderson_depth=17)}, "anderson_depth up to 16, got 17"),
     ((3, 4), {"options": SolverOptions(anneal_order=9)}, "anneal_order up to 8, got 9"),
     ((3, 4), {"options": SolverOptions(progress=True)}, "progress=True"),
-    ((3, 4), {"max_iter": 1 << 30}, "max_iter below 2.30, got 1073741824"),
+    ((3, 4), {"max_iter": (1 << 20) + 1}, "max_iter up to 1048576, got 1048577"),
 ])
 def test_what_the_kernel_does_not_take_is_an_error(on_the_processor, shape, settings, words):
     """No other method steps in silently."""

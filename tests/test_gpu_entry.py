@@ -16,11 +16,13 @@ import pytest
 import torch
 
 from benchmarks.gpu import (
+    build,
     correctness,
     environment,
     feature_problem,
     isolated,
     iteration,
+    native_tests,
     ours,
     problems,
     record,
@@ -140,6 +142,20 @@ def test_a_section_runs_in_a_fresh_process():
     ending = isolated.run(isolated.Task("benchmarks.gpu.build", True, {}, {}), 120.0, lambda rows: None)
     assert (ending.status, [row["status"] for row in ending.rows]) == ("done", ["ok"]), ending.note
     assert "triton on cpu" in ending.rows[0]["output"]
+
+
+@pytest.mark.parametrize(("said", "status", "correct"), [("3 passed, 1 skipped in 2.00s", 0, True),
+                                                         ("4 skipped in 0.10s", 0, False),
+                                                         ("1 failed, 3 passed in 2.00s", 1, False)])
+def test_a_file_whose_tests_are_all_skipped_is_wrong(monkeypatch, said, status, correct):
+    monkeypatch.setattr(subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, status, said, ""))
+    row = native_tests._pytest(["tests/test_gpu.py"], rehearsing=False)
+    assert row["correct"] is correct
+
+
+def test_the_build_has_the_time_that_its_steps_may_take():
+    limit = next(section.limit for section in SECTIONS if section.name == "build")
+    assert limit >= build.LIMIT + build.INFO_LIMIT
 
 
 def test_wrong_answers_are_not_timed(monkeypatch):

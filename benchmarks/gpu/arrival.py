@@ -30,6 +30,10 @@ def measure(stage: Stage) -> None:
                 stage.row(_key("uotlib auto", n, target, convention),
                           lambda n=n, target=target, convention=convention: our_solve(
                               stage, drawn(n, target).but(reg_type=convention), target.violation))
+    # Beside the backend that "auto" takes, as another setting; in the rehearsal triton in its place.
+    for n, target in stage.choose([(PEERS_AT, TARGETS[1])], [(12, TARGETS[0])]):
+        stage.row(_key("uotlib cuda, auto", n, target, "kl"), lambda n=n, target=target: our_solve(
+            stage, drawn(n, target), target.violation, backend=stage.choose("cuda", "triton")))
     for n, target in stage.choose([(PEERS_AT, target) for target in TARGETS], [(12, TARGETS[0])]):
         for peer in dense_peers(stage):
             if peer.name not in LEFT_OUT:

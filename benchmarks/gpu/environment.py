@@ -18,9 +18,11 @@ PACKAGES = ("torch", "triton", "numpy", "POT", "geomloss", "flash-sinkhorn", "ot
 #: What runs on the device, and what launches it: a record of other ones is stale.
 KERNELS = ("uotlib/kernels/*.py", "uotlib/backends/base.py", "uotlib/backends/triton*.py",
            "uotlib/backends/features.py", "uotlib/backends/cuda.py", "uotlib/solver.py", "uotlib/operators.py",
-           "uotlib/anderson.py", "csrc/cuda/*", "csrc/*.h", "csrc/resident_bindings.cpp", "csrc/cpu/constants.h")
+           "uotlib/anderson.py", "csrc/cuda/*", "csrc/*.h", "csrc/resident_bindings.cpp", "csrc/cpu/constants.h",
+           "setup.py")
 #: All that a figure depends on: records of other ones are not completed, but begun anew.
-SOURCES = ("uotlib/**/*.py", "csrc/**/*", "benchmarks/*.py", "benchmarks/gpu/*.py", "benchmarks/cpu/**/*.py")
+SOURCES = ("uotlib/**/*.py", "csrc/**/*", "setup.py", "benchmarks/*.py", "benchmarks/gpu/*.py", "benchmarks/gpu/*.cu",
+           "benchmarks/cpu/**/*.py")
 #: What must be equal for one record to hold the sections of two runs.
 IDENTITY = ("device", "driver", "torch", "triton", "commit", "sources", "rehearsal")
 

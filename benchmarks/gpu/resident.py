@@ -27,7 +27,9 @@ SHAPES = ((1, 4096), (1, 2048), (1, 1024), (64, 512), (8, 4096), (256, 128), (8,
           (1000, 200), (1, 8192), (1, 16384))
 REG, REG_M = 1e-2, 1.0
 #: Of those, whole solves are timed too.
-SOLVED = ((64, 512), (256, 128), (4096, 32), (1000, 200))
+SOLVED = ((1, 4096), (64, 512), (256, 128), (4096, 32), (1000, 200))
+#: And iterations also from CUDA graphs, without what the host takes: those that are short beside it.
+GRAPHED = (*SOLVED, (1, 2048), (1, 1024))
 #: Rows of 4096 entries that fit shared memory everywhere beside what the kernel keeps there.
 SHARED_ROWS = 4
 #: Seconds that nvcc may take for the probes.
@@ -44,9 +46,10 @@ def measure(stage: Stage) -> None:
         drawn: Callable[[], Problem] = cache(partial(problems.dense, batch, n, REG, REG_M, stage.device))
         for method in ("sinkhorn", "auto"):
             for backend in backends:
-                stage.row({"case": "iteration", "method": f"uotlib {backend} {method}", **shape},
-                          lambda drawn=drawn, method=method, backend=backend: our_iteration(
-                              stage, drawn(), method, graph=False, backend=backend))
+                for graph in (False, True) if (batch, n) in GRAPHED else (False,):
+                    stage.row({"case": "iteration", "method": f"uotlib {backend} {method}", **shape, "graph": graph},
+                              lambda drawn=drawn, method=method, backend=backend, graph=graph: our_iteration(
+                                  stage, drawn(), method, graph, backend=backend))
         for backend in backends if (batch, n) in stage.choose(SOLVED, ((2, 5),)) else ():
             stage.row({"case": "solve", "method": f"uotlib {backend} auto", **shape},
                       lambda drawn=drawn, backend=backend: our_solve(

@@ -25,16 +25,16 @@ class Section:
 
 
 SECTIONS = (
-    Section("build", 80, "the compiled extension, and what python -m uotlib.info says"),
+    Section("build", 130, "the compiled extension, and what python -m uotlib.info says"),
     Section("ceilings", 30, "copy, read, L2, exponentials, a barrier, matrix products: what the device can do"),
     Section("correctness", 60, "every operation of the backend against the float64 reference"),
     Section("dense", 110, "an iteration on dense costs, beside torch, GeomLoss, POT and OTT-JAX"),
-    Section("resident", 110, "the cuda backend beside triton, and what its barrier and its memories take"),
+    Section("resident", 150, "the cuda backend beside triton, and what its barrier and its memories take"),
     Section("features", 110, "a matrix-free iteration, beside flash-sinkhorn, torch and GeomLoss"),
     Section("native_tests", 120, "pytest -m gpu"),
     Section("backward", 90, "gradients through the plan, to features and to a dense cost; peak memory"),
     Section("small", 60, "batches of small problems"),
     Section("arrival", 100, "time to a violation"),
     Section("sweep", 60, "the backend's sweep beside one read of the cost, and its fallback"),
-    Section("soak", 400, "the cuda backend: compute-sanitizer, and 10,000 launches of random shapes"),
+    Section("soak", 560, "the cuda backend: compute-sanitizer, and 10,000 launches of random shapes"),
 )

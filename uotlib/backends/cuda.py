@@ -17,6 +17,7 @@ from .._extension import extension, missing
 from ..exceptions import BackendUnavailable
 from ..outcome import SCALARS, Outcome, StoredOutcome
 from .triton import TritonBackend
+from .triton_small import MAX_PASSES
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -79,9 +80,10 @@ def _refusal(limits: ModuleType, n: int, m: int, max_iter: int, tol: float | Non
     """What of a problem and its options the kernel does not take, in a sentence."""
     if m > limits.RESIDENT_COLUMNS:
         return f"the cuda backend takes costs of up to {limits.RESIDENT_COLUMNS} columns, got {m}"
-    for what, value in (("costs of fewer than 2^30 rows", n), ("max_iter below 2^30", max_iter)):
-        if value >= 1 << 30:
-            return f"the cuda backend takes {what}, got {value}"
+    if n >= 1 << 30:
+        return f"the cuda backend takes costs of fewer than 2^30 rows, got {n}"
+    if max_iter > MAX_PASSES:  # a kernel cannot be interrupted
+        return f"the cuda backend takes max_iter up to {MAX_PASSES}, got {max_iter}"
     for name, most in (("anderson_depth", limits.RESIDENT_DEPTH), ("anneal_order", limits.RESIDENT_ORDER)):
         if getattr(options, name) > most:
             return f"the cuda backend takes SolverOptions.{name} up to {most}, got {getattr(options, name)}"
