@@ -350,3 +350,24 @@ def test_pairs_to_look_at(cache, tmp_path, capsys):
                      "--condition", kind]) == 0
         assert Image.open(tmp_path / f"avatars-{kind}-train.png").size[0] > 4 * SIZE
     assert "train-0-000001: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("pseudo_share", [0.0, 1.0])
+def test_without_mirror_avatars_stand_as_they_were_drawn(avatars, pseudo_share):
+    def mirrored(pairs):
+        """Targets that are a rendering of their index from right to left."""
+        images = [rendered(0, "train", index, SIZE)[0] for index in range(6)]
+        return sum(any(np.array_equal(((pairs[index].image.numpy() + 1) * 127.5).round().transpose(1, 2, 0),
+                                      image[:, ::-1]) for image in images[index]) for index in range(6))
+
+    assert mirrored(avatars(pseudo_share=pseudo_share)) > 0
+    assert mirrored(avatars(pseudo_share=pseudo_share, mirror=False)) == 0
+
+
+def test_a_move_mirrors_only_where_it_may():
+    image, labels = (x[0] for x in rendered(seed=1, split="train", index=0, size=SIZE))
+    moved = {mirror: [moves.random_move(np.random.default_rng(seed), image, labels, mirror) for seed in range(8)]
+             for mirror in (True, False)}
+    same = [np.array_equal(one[0], other[0]) for one, other in zip(moved[True], moved[False], strict=True)]
+    flips = [np.random.default_rng(seed).random() < 0.5 for seed in range(8)]
+    assert same == [not flipped for flipped in flips]

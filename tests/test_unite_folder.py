@@ -178,3 +178,28 @@ def test_pairs_to_look_at(folder, tmp_path, capsys):
     broken(folder)
     assert main(arguments) == 1
     assert "image/a.png cannot be read" in capsys.readouterr().err
+
+
+def test_without_mirror_left_stays_left(folder):
+    """Every name's picture has its left half in class 1 alone: a mirrored crop would begin with class 0."""
+    for file in (folder / "condition").iterdir():
+        ids = np.zeros((40, 40), dtype=np.uint8)
+        ids[:, :20] = 1
+        Image.fromarray(ids).save(file)
+    found = {}
+    for mirror in (True, False):
+        pairs = data.make("folder", root=folder, size=36, seed=2, mirror=mirror)
+        found[mirror] = {int(side.argmax(0)[0, 0]) for index in range(4) for sample in [pairs[index]]
+                         for side in (sample.condition, sample.exemplar_condition)}
+    assert found == {True: {0, 1}, False: {1}}
+
+
+def test_the_setting_reaches_a_trainings_data(folder):
+    pytest.importorskip("accelerate")
+    pytest.importorskip("tensorboard")
+    from examples.unite.config import preset
+    from examples.unite.trainer import make_data
+
+    for mirror in (True, False):
+        config = preset("tiny").replace("data", source="folder", root=str(folder), mirror=mirror)
+        assert make_data(config)[0].mirror is mirror

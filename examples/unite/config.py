@@ -159,6 +159,7 @@ class DataConfig(_Checked):
     root: str = ""
     condition: str = "mask"
     count: int | None = None                  # training examples; None: as many as there are
+    mirror: bool = True                       # training images from left to right at random
 
 
 @dataclass(frozen=True)

@@ -205,7 +205,8 @@ def make_data(config: Config) -> tuple[data.Pairs, list[Sample]]:
     source, train = config.data, config.train
     common = {"root": source.root or None, "size": config.model.size, "condition": source.condition,
               "seed": train.seed}
-    pairs = data.make(source.source, split="train", pseudo_share=train.pseudo_share, count=source.count, **common)
+    pairs = data.make(source.source, split="train", pseudo_share=train.pseudo_share, count=source.count,
+                      mirror=source.mirror, **common)
     held = data.make(source.source, split="test", pseudo_share=0.0, count=train.validation, **common)
     if held.condition_channels != pairs.condition_channels:
         raise ValueError(f"training conditions have {pairs.condition_channels} channels, those of split test "

@@ -54,14 +54,15 @@ class Folder(Pairs):
         root: The folder.
         size: Side of images and conditions in pixels; images of other shapes are stretched.
         count: Only the first so many pairs.
+        mirror: Off where left and right mean something: text, traffic, one-sided organs.
 
     Raises:
         check.FolderError: what is wrong with the folder, all of it.
     """
 
     def __init__(self, *, root: str | os.PathLike[str], size: int = 256, split: str = "train", seed: int = 0,
-                 pseudo_share: float = 0.3, count: int | None = None) -> None:
-        super().__init__(size=size, split=split, seed=seed, pseudo_share=pseudo_share)
+                 pseudo_share: float = 0.3, count: int | None = None, mirror: bool = True) -> None:
+        super().__init__(size=size, split=split, seed=seed, pseudo_share=pseudo_share, mirror=mirror)
         if count is not None and count < 1:
             raise ValueError(f"count must be 1 or more, got {count!r}")
         self.listing = check_folder(root, split)
@@ -104,7 +105,7 @@ class Folder(Pairs):
                  condition: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         y, x = (int(rng.integers(side - self.size + 1)) for side in image.shape[:2])
         window = slice(y, y + self.size), slice(x, x + self.size)
-        mirrored = rng.random() < 0.5
+        mirrored = rng.random() < 0.5 and self.mirror
         return flip(image[window], condition[window]) if mirrored else (image[window], condition[window])
 
 
