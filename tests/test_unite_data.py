@@ -2,7 +2,9 @@
 
 import copy
 import dataclasses
+import io
 import pickle
+import zipfile
 
 import numpy as np
 import pytest
@@ -314,7 +316,7 @@ def test_workers_and_copies_give_the_same_items(avatars):
     assert torch.equal(torch.cat([batch.exemplar_condition for batch in batches]), here.exemplar_condition)
 
 
-def test_the_cache_is_read_and_a_damaged_file_is_named(tmp_path, monkeypatch):
+def test_the_cache_is_read_and_a_damaged_file_is_drawn_anew(tmp_path, monkeypatch):
     pairs = Avatars(root=tmp_path, size=SIZE, count=1)
     told = []
     pairs.prepare(lambda done, count: told.append((done, count)))
@@ -324,9 +326,29 @@ def test_the_cache_is_read_and_a_damaged_file_is_named(tmp_path, monkeypatch):
     assert [path.name for path in file.parent.iterdir()] == [file.name]  # nothing half-written beside it
     monkeypatch.setattr(render, "picture", lambda *arguments: pytest.fail("rendered again"))
     assert equal(Avatars(root=tmp_path, size=SIZE, count=1)[0], sample)
-    file.write_bytes(file.read_bytes()[:100])
-    with pytest.raises(ValueError, match=file.name):
-        Avatars(root=tmp_path, size=SIZE, count=1)[0]
+    monkeypatch.undo()
+    whole = file.read_bytes()
+    junk = bytearray(whole)
+    junk[len(junk) // 2:len(junk) // 2 + 40] = bytes(40)
+    for damaged in (whole[:100], b"", b"PK", bytes(junk), header_damaged(whole)):
+        file.write_bytes(damaged)
+        assert equal(Avatars(root=tmp_path, size=SIZE, count=1)[0], sample)
+        assert file.read_bytes() == whole
+    np.savez(file, images=np.zeros(3), parts=np.zeros(3))
+    assert equal(Avatars(root=tmp_path, size=SIZE, count=1)[0], sample)
+
+
+def header_damaged(archive):
+    """The same arrays with a header of numpy that does not end: a TokenError."""
+    with np.load(io.BytesIO(archive)) as stored:
+        arrays = dict(stored)
+    held = io.BytesIO()
+    with zipfile.ZipFile(held, "w") as out:
+        for name, array in arrays.items():
+            one = io.BytesIO()
+            np.save(one, array)
+            out.writestr(f"{name}.npy", one.getvalue().replace(b"), }", b"   }"))
+    return held.getvalue()
 
 
 def test_any_size_and_bad_arguments(tmp_path):

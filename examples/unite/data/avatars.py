@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import tempfile
-import zipfile
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
@@ -39,7 +38,8 @@ class Avatars(Pairs):
 
     Args:
         root: Folder of the cache; None or "": ``out/unite/avatars`` of the current directory.  An index is
-            rendered when it is first asked for, or by `prepare`, and stored under a key of size, versions and revision.
+            rendered when it is first asked for, or by `prepare`, and stored under a key of size, versions and revision;
+            a damaged file of the cache is rendered anew.
         size: Side in pixels, from 64 to 512.
         condition: "mask", "edges", "landmarks" or "layout".
         count: Number of pairs.
@@ -115,13 +115,8 @@ class Avatars(Pairs):
         if self._memory is not None and index in self._memory:
             return self._memory[index]
         file = self._file(index)
-        if file.exists():
-            try:
-                with np.load(file) as stored:
-                    loaded = stored["images"], stored["parts"]
-            except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-                raise ValueError(f"{file} is not what this cache stores ({error}): delete it") from error
-        else:
+        loaded = _stored(file, self.size) if file.exists() else None
+        if loaded is None:
             loaded = self._store(index)
         if self._memory is not None:
             self._memory[index] = loaded
@@ -150,6 +145,17 @@ def rendered(seed: int, split: str, index: int, size: int) -> tuple[np.ndarray, 
     shapes = [random_geometry(np.random.default_rng([*key, 1 + k])) for k in range(GEOMETRIES)]
     return (np.stack([render.picture(shape, palette, size) for shape in shapes]),
             np.stack([render.part_map(shape, size) for shape in shapes]))
+
+
+def _stored(file: Path, size: int) -> tuple[np.ndarray, np.ndarray] | None:
+    """What a file of the cache holds; None where it is damaged, in any of the ways that its decoders know."""
+    try:
+        with np.load(file) as stored:
+            images, parts = stored["images"], stored["parts"]
+    except Exception:
+        return None
+    whole = images.shape == (GEOMETRIES, size, size, 3) and parts.shape == (GEOMETRIES, size, size)
+    return (images, parts) if whole and images.dtype == parts.dtype == np.uint8 else None
 
 
 def _key(size: int) -> str:

@@ -13,7 +13,7 @@ from torch.nn.functional import one_hot
 
 from examples.unite.structures import Sample
 
-from .check import LABEL_MODES, check_folder
+from .check import LABEL_MODES, check_folder, load_picture
 from .moves import flip
 from .pairs import OneSided, Pairs, one_sided, to_tensor
 
@@ -32,13 +32,14 @@ def read_condition(path: str | os.PathLike[str], size: int, channels: int) -> Te
     """A condition file as (channels, size, size) in [0, 1]: one-hot class ids, or an RGB image for 3 channels.
 
     Raises:
-        ValueError: for an id from ``channels`` on, and an RGB image where there are not 3 channels.
+        ValueError: for an id from ``channels`` on, an RGB image where there are not 3 channels, and a broken file.
     """
     loaded = _condition(Path(path), size)
     if loaded.ndim == 3 and channels != 3:
         raise ValueError(f"{path} is an RGB image; a condition of {channels} channels is a PNG of class ids")
-    if loaded.ndim == 2 and loaded.max() >= channels:
-        raise ValueError(f"{path} has the class id {loaded.max()}, but there are {channels} classes")
+    if loaded.ndim == 2 and (loaded.min() < 0 or loaded.max() >= channels):
+        unknown = loaded.min() if loaded.min() < 0 else loaded.max()
+        raise ValueError(f"{path} has the class id {unknown}, but there are {channels} classes")
     return _condition_tensor(loaded, channels)
 
 
@@ -110,16 +111,15 @@ class Folder(Pairs):
 
 
 def _pixels(file: Path, size: int) -> np.ndarray:
-    with Image.open(file) as opened:
-        return np.asarray(opened.convert("RGB").resize((size, size), Image.Resampling.BICUBIC))
+    return np.asarray(load_picture(file).convert("RGB").resize((size, size), Image.Resampling.BICUBIC))
 
 
 def _condition(file: Path, size: int) -> np.ndarray:
-    """Class ids (size, size), or RGB (size, size, 3), uint8."""
-    with Image.open(file) as opened:
-        if opened.mode not in LABEL_MODES:
-            return np.asarray(opened.convert("RGB").resize((size, size), Image.Resampling.BICUBIC))
-        ids = np.asarray(opened).astype(np.uint8)
+    """Class ids (size, size) int32, or RGB (size, size, 3) uint8."""
+    picture = load_picture(file)
+    if picture.mode not in LABEL_MODES:
+        return _pixels(file, size)
+    ids = np.asarray(picture).astype(np.int32)  # ids of 16 bits stay what they are
     return np.asarray(Image.fromarray(ids).resize((size, size), Image.Resampling.NEAREST))
 
 
