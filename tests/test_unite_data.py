@@ -393,3 +393,21 @@ def test_a_move_mirrors_only_where_it_may():
     same = [np.array_equal(one[0], other[0]) for one, other in zip(moved[True], moved[False], strict=True)]
     flips = [np.random.default_rng(seed).random() < 0.5 for seed in range(8)]
     assert same == [not flipped for flipped in flips]
+
+
+def test_written_as_a_folder_pairs_are_what_they_were(cache, avatars, tmp_path, capsys):
+    arguments = ["--root", str(cache), "--size", "64", "--count", "3", "--split", "test", "--out", str(tmp_path)]
+    assert main([*arguments, "--export"]) == 0
+    assert "test-0-000000 with test-0-000000-exemplar" in capsys.readouterr().out
+    pairs, read = avatars(split="test", count=3), data.make("folder", root=tmp_path, size=SIZE, split="test")
+    assert read.class_names == CLASSES
+    assert len(read) == 3
+    assert all(equal(read[index], pairs[index]) for index in range(3))
+    picture = Image.open(tmp_path / "condition/test-0-000000.png")
+    assert picture.mode == "P"
+    colours = np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0)
+    assert len(colours) == len(np.unique(np.asarray(picture))) > 3
+    assert main([*arguments, "--export"]) == 1  # nothing is written over
+    assert "is there already" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([*arguments, "--export", "--data", "folder"])
