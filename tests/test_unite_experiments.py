@@ -47,6 +47,20 @@ def test_log_sum_exp_and_the_library_agree(match):
         assert torch.allclose(one, other, rtol=0, atol=error * float(other.detach().abs().max()))
 
 
+@pytest.mark.parametrize("kind", [LogSumExpMatcher, GeomLossMatcher])
+def test_a_dense_matcher_stands_in_the_place_of_the_librarys(kind):
+    if kind is GeomLossMatcher:
+        pytest.importorskip("geomloss")
+    match = MatchConfig(matcher="ot" if kind is GeomLossMatcher else "uot", passes=5)
+    made = kind(ModelConfig(descriptor_dim=6, levels=("rgb",)), match)
+    x, z = (maps(seed).float()[..., :3].requires_grad_() for seed in (1, 2))
+    carried = made(x, z, torch.rand(2, 3, 12, 12), {}, torch.rand(2, 4, 12, 12))
+    assert carried.warped.shape == (2, 3, 12, 12)
+    assert carried.violation is None
+    carried.cycle.sum().backward()
+    assert float(x.grad.norm()) > 0
+
+
 def test_geomloss_finds_a_permutation():
     pytest.importorskip("geomloss")
     z = torch.eye(12, dtype=torch.float64).reshape(1, 12, 3, 4)

@@ -190,7 +190,7 @@ class Matcher(nn.Module):
                          for name, back in zip([name for name in found if name != "rgb"], rest, strict=False)}
 
         kept, kept_back = plan.kept, plan.kept_back
-        violation = plan.violation if isinstance(plan, _HalfSteps) else plan.solution.violation
+        violation = plan.solution.violation if isinstance(plan, Matching) else plan.violation
         if self.match.matcher == "cos":  # it has no marginals to keep, nor to violate
             kept, kept_back, violation = torch.ones_like(kept), torch.ones_like(kept_back), None
         whole = {name: _whole(level, named[name].shape[1]) for name, level in found.items()}
