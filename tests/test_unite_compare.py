@@ -79,6 +79,40 @@ def test_a_matcher_with_the_right_descriptors_is_perfect():
         assert found["load_one_sided"].isnan()
 
 
+def test_plans_of_a_small_eta_are_solved_and_those_that_are_not_are_seen(cache, tmp_path, capsys):
+    """25 passes at eta 1e-4 leave a plan that is none; without a number there are as many as it takes."""
+    words = ["--root", str(cache), "--count", "2", "--stride", "4", "--eta", "1e-4"]
+    found = {}
+    for name, more in {"few": ["--passes", "25"], "default": []}.items():
+        assert compare.main([*words, *more, "--out", str(tmp_path / name)]) == 0
+        assert "| violation |" in capsys.readouterr().out
+        found[name] = json.loads((tmp_path / name / "compare.json").read_text())
+    assert found["few"]["settings"]["passes"] == 25
+    assert found["few"]["measures"]["uot"]["violation"] > 1e-2
+    assert found["default"]["settings"]["passes"] == 400
+    assert found["default"]["measures"]["uot"]["violation"] < 1e-3
+    assert math.isnan(found["few"]["measures"]["cos"]["violation"])
+    assert compare.main([*words, "--passes", "0", "--out", str(tmp_path)]) == 1
+    assert "passes_eval must be positive" in capsys.readouterr().err
+
+
+def test_a_run_keeps_its_passes_where_they_are_more():
+    assert [compare.passes_for(eta, MatchConfig()) for eta in (0.05, 0.02, 0.01, 9e-3, 1e-4)] == [50, 50, 100, 400, 400]
+    assert compare.passes_for(0.05, MatchConfig(passes=300)) == 300
+    assert compare.passes_for(0.05, MatchConfig(passes=300, passes_eval=60)) == 60
+
+
+def test_the_violation_is_the_worst_of_all_pairs(cache):
+    pairs = data.make("avatars", root=cache, size=64, split="test", count=4)
+    matchers = compare.make_matchers(ModelConfig(size=64, stride=STRIDE), MatchConfig(passes=6), {})
+    found, _ = compare.compare(pairs, compare.fixed_descriptors(STRIDE), matchers, STRIDE, batch=3)
+    x, z = compare.fixed_descriptors(STRIDE)(collate([pairs[index] for index in range(4)]))
+    with torch.no_grad():
+        single = matchers["uot"].plan(x, z).solution.violation
+    assert single.min() < 0.9 * single.max()
+    assert found["uot"]["violation"] == pytest.approx(float(single.max()), rel=1e-3)
+
+
 def test_a_collapsed_matcher_is_seen():
     """All descriptors the same: every position has the same best match, and the mean colour is carried everywhere."""
     x = torch.nn.functional.normalize(torch.ones(1, 5, 4, 4), dim=1)
@@ -118,6 +152,7 @@ def test_the_command_writes_table_and_picture(cache, tmp_path, capsys):
     assert compare.main(arguments) == 0
     saved = json.loads((tmp_path / "compare.json").read_text())
     assert saved["settings"]["tau"] == 0.1
+    assert saved["settings"]["passes"] == 50
     assert set(saved["measures"]) == {"cos", "ot", "uot"}
     assert (tmp_path / "compare.png").is_file()
     assert "| uot |" in capsys.readouterr().out

@@ -2,7 +2,9 @@
 
 import copy
 import dataclasses
+import io
 import pickle
+import zipfile
 
 import numpy as np
 import pytest
@@ -314,7 +316,7 @@ def test_workers_and_copies_give_the_same_items(avatars):
     assert torch.equal(torch.cat([batch.exemplar_condition for batch in batches]), here.exemplar_condition)
 
 
-def test_the_cache_is_read_and_a_damaged_file_is_named(tmp_path, monkeypatch):
+def test_the_cache_is_read_and_a_damaged_file_is_drawn_anew(tmp_path, monkeypatch):
     pairs = Avatars(root=tmp_path, size=SIZE, count=1)
     told = []
     pairs.prepare(lambda done, count: told.append((done, count)))
@@ -324,9 +326,29 @@ def test_the_cache_is_read_and_a_damaged_file_is_named(tmp_path, monkeypatch):
     assert [path.name for path in file.parent.iterdir()] == [file.name]  # nothing half-written beside it
     monkeypatch.setattr(render, "picture", lambda *arguments: pytest.fail("rendered again"))
     assert equal(Avatars(root=tmp_path, size=SIZE, count=1)[0], sample)
-    file.write_bytes(file.read_bytes()[:100])
-    with pytest.raises(ValueError, match=file.name):
-        Avatars(root=tmp_path, size=SIZE, count=1)[0]
+    monkeypatch.undo()
+    whole = file.read_bytes()
+    junk = bytearray(whole)
+    junk[len(junk) // 2:len(junk) // 2 + 40] = bytes(40)
+    for damaged in (whole[:100], b"", b"PK", bytes(junk), header_damaged(whole)):
+        file.write_bytes(damaged)
+        assert equal(Avatars(root=tmp_path, size=SIZE, count=1)[0], sample)
+        assert file.read_bytes() == whole
+    np.savez(file, images=np.zeros(3), parts=np.zeros(3))
+    assert equal(Avatars(root=tmp_path, size=SIZE, count=1)[0], sample)
+
+
+def header_damaged(archive):
+    """The same arrays with a header of numpy that does not end: a TokenError."""
+    with np.load(io.BytesIO(archive)) as stored:
+        arrays = dict(stored)
+    held = io.BytesIO()
+    with zipfile.ZipFile(held, "w") as out:
+        for name, array in arrays.items():
+            one = io.BytesIO()
+            np.save(one, array)
+            out.writestr(f"{name}.npy", one.getvalue().replace(b"), }", b"   }"))
+    return held.getvalue()
 
 
 def test_any_size_and_bad_arguments(tmp_path):
@@ -350,3 +372,42 @@ def test_pairs_to_look_at(cache, tmp_path, capsys):
                      "--condition", kind]) == 0
         assert Image.open(tmp_path / f"avatars-{kind}-train.png").size[0] > 4 * SIZE
     assert "train-0-000001: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("pseudo_share", [0.0, 1.0])
+def test_without_mirror_avatars_stand_as_they_were_drawn(avatars, pseudo_share):
+    def mirrored(pairs):
+        """Targets that are a rendering of their index from right to left."""
+        images = [rendered(0, "train", index, SIZE)[0] for index in range(6)]
+        return sum(any(np.array_equal(((pairs[index].image.numpy() + 1) * 127.5).round().transpose(1, 2, 0),
+                                      image[:, ::-1]) for image in images[index]) for index in range(6))
+
+    assert mirrored(avatars(pseudo_share=pseudo_share)) > 0
+    assert mirrored(avatars(pseudo_share=pseudo_share, mirror=False)) == 0
+
+
+def test_a_move_mirrors_only_where_it_may():
+    image, labels = (x[0] for x in rendered(seed=1, split="train", index=0, size=SIZE))
+    moved = {mirror: [moves.random_move(np.random.default_rng(seed), image, labels, mirror) for seed in range(8)]
+             for mirror in (True, False)}
+    same = [np.array_equal(one[0], other[0]) for one, other in zip(moved[True], moved[False], strict=True)]
+    flips = [np.random.default_rng(seed).random() < 0.5 for seed in range(8)]
+    assert same == [not flipped for flipped in flips]
+
+
+def test_written_as_a_folder_pairs_are_what_they_were(cache, avatars, tmp_path, capsys):
+    arguments = ["--root", str(cache), "--size", "64", "--count", "3", "--split", "test", "--out", str(tmp_path)]
+    assert main([*arguments, "--export"]) == 0
+    assert "test-0-000000 with test-0-000000-exemplar" in capsys.readouterr().out
+    pairs, read = avatars(split="test", count=3), data.make("folder", root=tmp_path, size=SIZE, split="test")
+    assert read.class_names == CLASSES
+    assert len(read) == 3
+    assert all(equal(read[index], pairs[index]) for index in range(3))
+    picture = Image.open(tmp_path / "condition/test-0-000000.png")
+    assert picture.mode == "P"
+    colours = np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0)
+    assert len(colours) == len(np.unique(np.asarray(picture))) > 3
+    assert main([*arguments, "--export"]) == 1  # nothing is written over
+    assert "is there already" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([*arguments, "--export", "--data", "folder"])

@@ -5,6 +5,9 @@ from __future__ import annotations
 import copy
 import importlib.util
 import json
+import re
+import tomllib
+from pathlib import Path
 
 import pytest
 import torch
@@ -42,6 +45,20 @@ def test_log_sum_exp_and_the_library_agree(match):
     for place, (one, other) in enumerate(zip(*found, strict=True)):
         error = 1e-4 if place < 2 else 1e-8  # the adjoint is solved to 1e-6 of its right-hand side
         assert torch.allclose(one, other, rtol=0, atol=error * float(other.detach().abs().max()))
+
+
+@pytest.mark.parametrize("kind", [LogSumExpMatcher, GeomLossMatcher])
+def test_a_dense_matcher_stands_in_the_place_of_the_librarys(kind):
+    if kind is GeomLossMatcher:
+        pytest.importorskip("geomloss")
+    match = MatchConfig(matcher="ot" if kind is GeomLossMatcher else "uot", passes=5)
+    made = kind(ModelConfig(descriptor_dim=6, levels=("rgb",)), match)
+    x, z = (maps(seed).float()[..., :3].requires_grad_() for seed in (1, 2))
+    carried = made(x, z, torch.rand(2, 3, 12, 12), {}, torch.rand(2, 4, 12, 12))
+    assert carried.warped.shape == (2, 3, 12, 12)
+    assert carried.violation is None
+    carried.cycle.sum().backward()
+    assert float(x.grad.norm()) > 0
 
 
 def test_geomloss_finds_a_permutation():
@@ -87,6 +104,39 @@ def test_share_prints_and_writes(tmp_path, capsys, monkeypatch):
     assert row["method"] == "native"
     assert row["seconds"] > 0
     assert f"{row['seconds']:.2f}" in printed
+
+
+def test_the_passes_that_are_asked_for_reach_the_steps(tmp_path, capsys, monkeypatch):
+    asked = []
+
+    def measured(config, method, device, batch, repeats):
+        asked.append((config.preset, config.match.passes))
+        return dict.fromkeys(share.STAGES, 1.0)
+
+    monkeypatch.setattr(share, "measure", measured)
+    monkeypatch.setattr(share, "methods", lambda device: {"native": (Matcher, "native")})
+    words = ["--presets", "tiny", "paper_literal", "--side", "0", "--device", "cpu", "--out", str(tmp_path)]
+    assert share.main([*words, "--passes", "7"]) == 0
+    assert "7 passes, eta 0.025" in capsys.readouterr().out
+    assert [row["passes"] for row in json.loads((tmp_path / "share.json").read_text())["steps"]] == [7, 7]
+    assert share.main(words) == 0
+    assert asked == [("tiny", 7), ("paper_literal", 7),
+                     *((name, preset(name).match.passes) for name in ("tiny", "paper_literal"))]
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_geomloss_is_there_or_said_to_be_missing(there, tmp_path, capsys, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: there or None if name == "geomloss" else find(name))
+    assert (share.GEOMLOSS in share.methods("cpu")) == there
+    assert share.main(["--presets", "--side", "0", "--device", "cpu", "--out", str(tmp_path)]) == 0
+    assert ("the package geomloss is not installed" in capsys.readouterr().out) != there
+
+
+def test_the_extra_has_what_the_programs_import():
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    named = {re.match(r"[\w-]+", wanted)[0] for wanted in project["optional-dependencies"]["unite"]}
+    assert {"accelerate", "tensorboard", "tqdm", "safetensors", "pillow", "scikit-image", "matplotlib"} <= named
 
 
 def test_methods_of_this_machine():

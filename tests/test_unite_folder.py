@@ -2,6 +2,7 @@
 
 import pickle
 import shutil
+import struct
 
 import numpy as np
 import pytest
@@ -61,6 +62,26 @@ def test_a_good_folder_loads(folder):
     (folder / "pairs_test.csv").write_text("d,c\n")
     assert [len(Folder(root=folder, size=64, split=split)) for split in ("train", "test")] == [4, 1]
     assert len(Folder(root=folder, size=64, count=2)) == 2
+
+
+@pytest.mark.parametrize("head", ["name,exemplar", "name,exemplar1,exemplar2", "Name,Exemplar 1", "name,exemplar_1"])
+def test_a_first_line_that_names_columns_is_no_pair(folder, head):
+    (folder / "pairs.csv").write_text(f"{head}\na,b,c\n")
+    assert check_folder(folder).rows == (("a", ("b", "c")),)
+
+
+def test_ids_of_sixteen_bits(folder):
+    """As many classes as are named, also above 255; what is unknown is refused and does not wrap."""
+    ids = np.full((40, 40), 300, dtype=np.uint16)
+    file = folder / "condition/a.png"
+    Image.fromarray(ids).save(file)
+    with pytest.raises(ValueError, match=r"a\.png has the class id 300, but there are 256 classes"):
+        read_condition(file, 32, 256)
+    assert read_condition(file, 32, 301)[300].all()
+    with pytest.raises(FolderError, match=r"condition/a\.png has the unknown class id 300"):
+        check_folder(folder)
+    (folder / "classes.txt").write_text("".join(f"c{i}\n" for i in range(301)))
+    assert data.make("folder", root=folder, size=32, split="test")[0].condition[300].all()
 
 
 def test_crops_and_flips_keep_condition_and_image_together(folder):
@@ -132,7 +153,26 @@ def rgb_condition(root):
     Image.new("RGB", (40, 40)).save(root / "condition/c.png")
 
 
+def huge_header(root):
+    """A BMP that says it had 60000 x 60000 pixels."""
+    file = root / "image/d.bmp"
+    content = bytearray(file.read_bytes())
+    content[18:26] = struct.pack("<ii", 60000, 60000)
+    file.write_bytes(content)
+
+
+def in_latin_1(root, name, text):
+    (root / name).write_bytes(text.encode("latin-1"))
+
+
 DEFECTS = {
+    "huge header": (huge_header, r"image/d\.bmp cannot be read: Image size .* exceeds limit"),
+    "pairs in latin-1": (lambda root: in_latin_1(root, "pairs.csv", "a,b\nc,\xe9\n"),
+                         r"pairs\.csv, line 2: not in UTF-8 \(byte 0xe9\)"),
+    "endless field": (lambda root: (root / "pairs.csv").write_text("a,b\n\"" + 200_000 * "x"),
+                      r"pairs\.csv cannot be read: field larger"),
+    "classes in latin-1": (lambda root: in_latin_1(root, "classes.txt", "ciel\nfor\xeat\nmer\n"),
+                           r"classes\.txt, line 2: not in UTF-8 \(byte 0xea\)"),
     "broken image": (broken, r"image/a\.png cannot be read: "),
     "no image": (no_image_file, r"image/a\.png cannot be read: cannot identify"),
     "missing image": (lambda root: (root / "image/b.png").unlink(), r"image/b\.\* is missing \(pairs.csv, line 2\)"),
@@ -178,3 +218,28 @@ def test_pairs_to_look_at(folder, tmp_path, capsys):
     broken(folder)
     assert main(arguments) == 1
     assert "image/a.png cannot be read" in capsys.readouterr().err
+
+
+def test_without_mirror_left_stays_left(folder):
+    """Every name's picture has its left half in class 1 alone: a mirrored crop would begin with class 0."""
+    for file in (folder / "condition").iterdir():
+        ids = np.zeros((40, 40), dtype=np.uint8)
+        ids[:, :20] = 1
+        Image.fromarray(ids).save(file)
+    found = {}
+    for mirror in (True, False):
+        pairs = data.make("folder", root=folder, size=36, seed=2, mirror=mirror)
+        found[mirror] = {int(side.argmax(0)[0, 0]) for index in range(4) for sample in [pairs[index]]
+                         for side in (sample.condition, sample.exemplar_condition)}
+    assert found == {True: {0, 1}, False: {1}}
+
+
+def test_the_setting_reaches_a_trainings_data(folder):
+    pytest.importorskip("accelerate")
+    pytest.importorskip("tensorboard")
+    from examples.unite.config import preset
+    from examples.unite.trainer import make_data
+
+    for mirror in (True, False):
+        config = preset("tiny").replace("data", source="folder", root=str(folder), mirror=mirror)
+        assert make_data(config)[0].mirror is mirror

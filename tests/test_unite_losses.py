@@ -361,6 +361,10 @@ def test_a_wrong_file_is_refused_by_what_it_lacks(tmp_path):
     torch.save(torch.zeros(3), path)
     with pytest.raises(ValueError, match="must hold a state dict"):
         load_perceptual("vgg16", path)
+    for name in ("junk.pth", "junk.safetensors"):
+        (tmp_path / name).write_bytes(b"junk" * 100)
+        with pytest.raises(ValueError, match=rf"{name} holds no weights that can be read: \S"):
+            load_perceptual("vgg16", tmp_path / name)
     with pytest.raises(FileNotFoundError, match="nowhere"):
         load_perceptual("vgg16", tmp_path / "nowhere.pth")
     with pytest.raises(ValueError, match="kind must be one of"):

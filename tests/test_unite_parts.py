@@ -77,7 +77,14 @@ def test_settings_are_read_as_their_types(text: str, section: str, name: str, va
     ("batch=7", "section.name=value"), ("train.batch", "section.name=value"), ("trian.batch=7", "unknown section"),
     ("train.bach=7", "unknown setting train.bach"), ("train.batch=many", "train.batch must be a whole number"),
     ("train.batch=2.5", "train.batch must be a whole number"), ("model.unfold=1", "model.unfold must be true or false"),
-    ("train.batch=0", "batch must be positive"), ("model.norm=batch", "norm must be one of")])
+    ("train.batch=0", "batch must be positive"), ("model.norm=batch", "norm must be one of"),
+    ("loss.perceptual_layer=relu9_9", "perceptual_layer must be one of relu1_2"),
+    ("match.eta_start=0", "eta_start must be positive"), ("match.eta_start=-1", "eta_start must be positive"),
+    ("match.passes_eval=0", "passes_eval must be positive"), ("match.eta_train=nan", "eta_train must be positive"),
+    ("match.backend=gpu", "backend must be one of auto, native, triton, cuda, reference"),
+    ("train.seed=-1", "seed must be"), ("train.decay_share=1.5", "decay_share must be between 0 and 1"),
+    ("train.decay_share=-0.1", "decay_share must be between 0 and 1"), ("loss.cycle=-1", "cycle must be a finite"),
+    ("loss.cycle=nan", "cycle must be a finite"), ("loss.adversarial=inf", "adversarial must be a finite")])
 def test_settings_that_do_not_exist_or_fit_are_refused_by_name(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         assign(preset("tiny"), text)
@@ -204,6 +211,19 @@ def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["step-0000001.pt"]
 
 
+def test_a_runs_files_are_removed_and_nothing_else(tmp_path: Path) -> None:
+    made = ["metrics.jsonl", "config.json", "checkpoints/step-0000002.pt", "checkpoints/best.pt", "samples/0000002.png",
+            "tensorboard/events.out.tfevents.1", ".config.json.7.unfinished"]
+    others = ["notes.txt", "samples/0000002.txt", "checkpoints-of-mine/step-0000001.pt", "samples/face.png"]
+    for name in made + others:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("words")
+    checkpoint.remove_run(tmp_path)
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == sorted(
+        [*others, "samples", "checkpoints-of-mine"])
+    checkpoint.remove_run(tmp_path / "absent")
+
+
 def test_broken_and_foreign_checkpoints_are_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no checkpoint in"):
         checkpoint.latest(tmp_path)
@@ -274,6 +294,21 @@ def test_progress_without_a_terminal_is_lines_with_losses_and_speed() -> None:
     assert [line.split("  ")[:2] for line in lines] == [[f"step {step}/12", "generator 2.5"] for step in (11, 12)]
     assert all("images/s" in line for line in lines)
     assert progress.rate > 0
+
+
+def test_a_new_run_keeps_no_line_of_an_old_one(tmp_path: Path) -> None:
+    for value in (1.0, 2.0):
+        metrics = logs.Metrics(tmp_path, 0)
+        metrics.write(0, {"loss": value}, {"judge": "somebody"})
+        metrics.close()
+    assert logs.read(tmp_path / "metrics.jsonl") == [{"step": 0, "judge": "somebody", "loss": 2.0}]
+
+
+def test_metrics_are_json_whatever_the_values(tmp_path: Path) -> None:
+    metrics = logs.Metrics(tmp_path, 0)
+    metrics.write(1, {"norm": math.inf, "loss": 1.5, "other": math.nan})
+    metrics.close()
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1, "loss": 1.5}\n'
 
 
 # Diagnoses

@@ -44,7 +44,7 @@ def small(**changes: dict[str, object]) -> Config:
 class Blocks:
     """Pairs of coloured blocks: cheap, and a function of epoch and index as real ones are."""
 
-    condition_channels = 3
+    condition_channels, class_names = 3, ("red", "green", "blue")
 
     def __init__(self, count: int, broken: int | None = None) -> None:
         self.count, self.broken, self.epoch = count, broken, 0
@@ -140,6 +140,11 @@ def test_another_model_is_refused_by_its_setting(tmp_path: Path) -> None:
         start(small(loss={"pseudo": 0.0, "contextual": 0.0, "perceptual_weight": 0.0}), tmp_path, resume=True)
     with pytest.raises(CheckpointError, match=r"train\.ema"):
         start(small(train={"ema": 0.0}), tmp_path, resume=True)
+    for match, words in (({"masses": "softmax"}, r"match\.masses: 'eq3' -> 'softmax'"),
+                         ({"matcher": "ot", "masses": "softmax"}, r"match\.matcher: 'uot' -> 'ot'; match\.masses")):
+        with pytest.raises(CheckpointError, match=f"other parameters: {words}"):
+            start(small(match=match), tmp_path, resume=True)
+    start(small(match={"matcher": "cos"}), tmp_path, resume=True)  # which has the same
     longer = start(small(train={"steps": 3}), tmp_path, resume=True)
     longer.run()
     assert longer.done == 3
@@ -150,7 +155,8 @@ def test_the_best_gets_its_name_after_a_kill_between_the_two(tmp_path: Path) -> 
     (tmp_path / "checkpoints/best.pt").unlink()
     (tmp_path / "checkpoints/.best.pt.5.unfinished").write_bytes(b"half")
     start(small(train={"steps": 1}), tmp_path, resume=True)
-    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["best.pt", "step-0000001.pt"]
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [
+        "best.pt", "step-0000000.pt", "step-0000001.pt"]
 
 
 def command(out: Path, *flags: str) -> list[str]:
@@ -167,11 +173,11 @@ def launch(out: Path, *flags: str) -> subprocess.Popen[str]:
 
 @pytest.mark.slow
 def test_killed_at_any_moment_and_resumed_gives_the_same_losses(tmp_path: Path) -> None:
-    """SIGKILL of real processes: after some step, and again while the resumed one is at work."""
+    """SIGKILL of real processes: at the first line, after some step, and while the resumed one is at work."""
     flags = ("--set", "train.steps=6", "--set", "train.checkpoint_every=2")
     whole = launch(tmp_path / "whole", *flags)
     killed = tmp_path / "killed"
-    for attempt, lines in enumerate((5, 8)):
+    for attempt, lines in enumerate((1, 5, 8)):
         process = launch(killed, *flags, *(["--resume"] if attempt else []))
         wait_for_lines(process, killed / "metrics.jsonl", lines)
         process.send_signal(signal.SIGKILL)
@@ -215,7 +221,12 @@ def test_the_command_trains_and_writes_a_run(tmp_path: Path) -> None:
         assert words in out
 
 
-def test_the_command_refuses_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def refuse(*_: object, **__: object) -> None:
+    raise ValueError("no trainer here")
+
+
+def test_the_command_refuses_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str],
+                                     monkeypatch: pytest.MonkeyPatch) -> None:
     def says(*words: str) -> str:
         assert train.main(["--device", "cpu", "--out", str(tmp_path), *words]) == 1
         return capsys.readouterr().err
@@ -226,11 +237,46 @@ def test_the_command_refuses_by_name(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "fp16 needs a GPU" in says("--precision", "fp16")
     if not torch.cuda.is_available():
         assert "torch sees no GPU" in says("--device", "cuda")
-    assert "device must be" in says("--device", "gpu")
+    for device in ("gpu", "cuda:x", "cuda:", "cpu:1"):
+        assert f"device must be auto, cpu, cuda, cuda:N or mps, got '{device}'" in says("--device", device)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert "device cuda:9 was asked for, and torch sees 2 GPUs" in says("--device", "cuda:9")
+    monkeypatch.undo()
     (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints/.step-0000001.pt.7.unfinished").write_bytes(b"half")
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "Trainer", refuse)
+        assert "no trainer here" in says()  # a file that was never finished is no run
     (tmp_path / "checkpoints/step-0000001.pt").write_bytes(b"words")
     assert "holds a run already: --resume" in says()
     assert "step-0000001.pt is cut short or no checkpoint" in says("--resume")
+
+
+def test_an_error_of_a_value_while_training_is_a_message(tmp_path: Path, capsys: pytest.CaptureFixture[str],
+                                                         monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train, "configure", lambda options: small())
+    monkeypatch.setattr(Trainer, "run", refuse)
+    assert train.main(["--device", "cpu", "--out", str(tmp_path)]) == 1
+    assert capsys.readouterr().err.endswith("ValueError: no trainer here\n")
+
+
+def test_demo_and_overfit_leave_what_they_did_not_make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from examples.unite import data, demo, overfit
+
+    mine = [tmp_path / name / "mine.txt" for name in (
+        ".", "unite", "unite-run", "unite-run/samples", "overfit-run", "overfit-run/checkpoints")]
+    for path in mine:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("words")
+    monkeypatch.setattr(data, "make", lambda *_, **__: Blocks(2))
+    for module, name in ((demo, "unite-run"), (overfit, "overfit-run")):
+        monkeypatch.setattr(module, "Trainer", refuse)
+        (tmp_path / name / "metrics.jsonl").write_text("old")
+        words = ["--pairs", "1"] if module is overfit else []
+        assert module.main(["--out", str(tmp_path), "--device", "cpu", *words]) == 1
+        assert not (tmp_path / name / "metrics.jsonl").exists()
+    assert all(path.read_text() == "words" for path in mine)
 
 
 def test_settings_of_a_resumed_run_are_the_checkpoints(tmp_path: Path) -> None:
@@ -290,6 +336,42 @@ def test_memory_that_runs_out_keeps_the_checkpoint(tmp_path: Path, monkeypatch: 
     with pytest.raises(OutOfMemory, match="--batch below 2"):
         start(small(), tmp_path).run()
     assert checkpoint.load(checkpoint.latest(tmp_path / "checkpoints"))["step"] == 2
+
+
+def test_memory_that_runs_out_while_networks_are_built_has_the_advice(tmp_path: Path,
+                                                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+    monkeypatch.setattr(trainer, "Learner", full)
+    with pytest.raises(OutOfMemory, match="--batch below 2"):
+        start(small(), tmp_path)
+
+
+def test_a_gradient_that_no_scale_mends_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from accelerate.optimizer import AcceleratedOptimizer
+
+    run = start(small(loss={"adversarial": 0.0, "discriminator_features": 0.0}, train={"steps": 50}), tmp_path)
+    scaler = run.accelerator.scaler = torch.amp.GradScaler("cpu")
+    run.learner._adam = AcceleratedOptimizer(run.learner._adam.optimizer, scaler=scaler)
+    whole, calls = run.learner.losses.generator, []
+
+    def broken(*given: object) -> dict[str, torch.Tensor]:
+        terms = whole(*given)
+        calls.append(1)
+        if len(calls) != 2:  # one good step begins the count anew
+            terms["consistency"] = terms["consistency"] + 0 * torch.sqrt(terms["consistency"] - terms["consistency"])
+        return terms
+    monkeypatch.setattr(run.learner.losses, "generator", broken)
+    with pytest.raises(Diverged, match=r"generator\.extractor_x.* is no number in 20 steps in a row"):
+        run.run()
+    assert run.done == 21
+
+    def strict(word: str) -> None:
+        raise AssertionError(word)
+    steps = [json.loads(line, parse_constant=strict) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in steps if "generator/total" in line]
+    assert [line["step"] for line in steps if "gradient/generator" in line] == [2]
+    assert [line["step"] for line in steps if "skipped/generator" not in line] == [2]
 
 
 # One step
@@ -352,6 +434,47 @@ def test_without_adversary_the_discriminator_rests(tmp_path: Path) -> None:
     assert all(map(torch.equal, before, run.learner.discriminator.parameters()))
     assert not any(name.startswith("discriminator/") for line in
                    (tmp_path / "metrics.jsonl").read_text().splitlines() for name in json.loads(line))
+
+
+@pytest.mark.parametrize("gradients", ["implicit", "one_step", "unrolled"])
+def test_evaluation_has_passes_of_its_own_and_says_what_they_leave(gradients: str, tmp_path: Path) -> None:
+    made = {}
+    for passes in (None, 200):
+        run = start(small(match={"passes_eval": passes, "eta_eval": 0.005, "gradients": gradients}), tmp_path)
+        made[passes] = run.judge().values["violation"]
+    assert made[200] < 1e-4 < made[None]
+    training = [matcher.train().passes for matcher in (run.learner.unite.matcher,)]
+    assert training == [6]
+    batch = next(trainer.batches(run.pairs, 0, 2, 0))
+    violation = run.learner.unite(batch.condition, batch.exemplar, batch.exemplar_condition).transported.violation
+    assert violation.shape == (2,)
+    assert not violation.requires_grad
+    assert "violation" not in start(small(match={"matcher": "cos"}), tmp_path).judge().values
+
+
+def test_lines_of_validation_name_the_judge_and_the_worst_plan(tmp_path: Path) -> None:
+    said: list[str] = []
+    start(small(train={"steps": 1}), tmp_path).run(say=said.append)
+    lines = [line for line in logs.read(tmp_path / "metrics.jsonl") if "validation/psnr" in line]
+    assert [line["judge"] for line in lines] == ["random-vgg(0)"] * 2
+    held = [text for text in said if "held-out" in text]
+    assert [f"violation {line['validation/violation']:.1e}" in text
+            for line, text in zip(lines, held, strict=True)] == [True, True]
+
+
+def test_the_papers_eta_has_the_passes_that_it_needs() -> None:
+    literal, released = preset("paper_literal").match, preset("released").match
+    assert (literal.eta_eval, literal.passes_eval) == (1e-4, 400)
+    assert released.gradients == "one_step"
+
+
+def test_what_was_never_finished_is_removed_at_the_start(tmp_path: Path) -> None:
+    (tmp_path / "samples").mkdir()
+    left = [tmp_path / ".metrics.jsonl.7.unfinished", tmp_path / "samples/.0000000.png.7.unfinished"]
+    for path in left:
+        path.write_bytes(b"half")
+    start(small(), tmp_path)
+    assert not any(path.exists() for path in left)
 
 
 def test_bfloat16_trains_and_the_solver_stays_in_float32(tmp_path: Path) -> None:

@@ -173,3 +173,73 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert not (tmp_path / "no.png").exists()
     with pytest.raises(CheckpointError, match="no checkpoint in"):
         load_model(tmp_path / "elsewhere")
+
+
+@pytest.mark.parametrize("damage", ["empty.npy", "junk.npy", "text.npy", "header.npy", "nothing.npy", "cut.png",
+                                    "wide.png"])
+def test_a_broken_condition_is_named(tmp_path: Path, damage: str, capsys: pytest.CaptureFixture[str]) -> None:
+    write_run(tmp_path / "run", small("noise"))
+    write_pictures(tmp_path, ("a",))
+    file = tmp_path / damage
+    if damage == "text.npy":
+        np.save(file, np.array([[["a"]]]))
+    elif damage == "nothing.npy":
+        np.save(file, np.zeros((CLASSES, 0, 0)))
+    elif damage == "header.npy":
+        np.save(file, np.zeros((CLASSES, 8, 8)))
+        file.write_bytes(file.read_bytes().replace(b"), }", b"   }"))
+    elif damage == "cut.png":
+        file.write_bytes((tmp_path / "image/a.png").read_bytes()[:200])
+    elif damage == "wide.png":  # an id that a byte would wrap to 1
+        Image.fromarray(np.full((64, 64), 257, dtype=np.uint16)).save(file)
+    else:
+        file.write_bytes(b"" if damage == "empty.npy" else b"junk" * 20)
+    words = [str(file), str(tmp_path / "image/a.png"), "-o", str(tmp_path / "no.png"), "--run", str(tmp_path / "run"),
+             "--device", "cpu"]
+    assert main(words) == 1
+    error = capsys.readouterr().err
+    assert str(file) in error
+    assert len(error.splitlines()) == 1
+    assert not (tmp_path / "no.png").exists()
+
+
+def test_memory_that_runs_out_has_advice_for_translating(tmp_path: Path, capsys: pytest.CaptureFixture[str],
+                                                         monkeypatch: pytest.MonkeyPatch) -> None:
+    write_run(tmp_path / "run", small("noise"))
+    write_pictures(tmp_path, ("a",))
+
+    def full(*inputs: torch.Tensor) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+
+    monkeypatch.setattr(Unite, "forward", full)
+    assert main([str(tmp_path / "condition/a.png"), str(tmp_path / "image/a.png"), "-o", str(tmp_path / "no.png"),
+                 "--run", str(tmp_path / "run"), "--device", "cpu"]) == 1
+    error = capsys.readouterr().err
+    assert "out of memory" in error
+    assert "trained smaller than 64 px" in error
+    assert "--batch" not in error
+    assert "--set" not in error
+
+
+@pytest.mark.parametrize("condition", ["mask", "edges"])
+def test_avatars_written_as_files_are_translated(tmp_path: Path, condition: str) -> None:
+    """From the generator to an output, by the files: conditions arrive as the data set has them."""
+    pytest.importorskip("python_avatars")
+    pytest.importorskip("resvg_py")
+    from examples.unite import data
+    from examples.unite.data.__main__ import main as data_main
+
+    words = ["--root", str(tmp_path / "cache"), "--size", "64", "--split", "test", "--count", "2", "--condition",
+             condition, "--export"]
+    assert data_main([*words, "--out", str(tmp_path)]) == 0
+    pairs = data.make("avatars", root=tmp_path / "cache", size=64, split="test", condition=condition, count=2)
+    config = small().replace("model", condition_channels=pairs.condition_channels)
+    write_run(tmp_path / "run", config)
+    suffix = "png" if condition == "mask" else "npy"
+    conditions = [tmp_path / f"condition/{pairs[1].name}{side}.{suffix}" for side in ("", "-exemplar")]
+    for file, expected in zip(conditions, (pairs[1].condition, pairs[1].exemplar_condition), strict=True):
+        assert torch.equal(load_condition(file, config), expected)
+    image = tmp_path / f"image/{pairs[1].name}-exemplar.png"
+    assert main([str(conditions[0]), str(image), "--exemplar-condition", str(conditions[1]), "-o",
+                 str(tmp_path / "out.png"), "--run", str(tmp_path / "run"), "--device", "cpu"]) == 0
+    assert Image.open(tmp_path / "out.png").size == (64, 64)

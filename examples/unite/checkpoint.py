@@ -44,7 +44,7 @@ def save(state: dict[str, Any], folder: Path, step: int, best: bool) -> Path:
     write_whole(path, lambda file: torch.save({"format": FORMAT, "version": VERSION, **state}, file))
     if best:
         keep_best(path)
-    for old in _steps(folder)[:-KEPT]:
+    for old in saved(folder)[:-KEPT]:
         old.unlink()
     return path
 
@@ -70,7 +70,7 @@ def latest(folder: Path) -> Path:
     Raises:
         CheckpointError: There is none.
     """
-    found = _steps(folder)
+    found = saved(folder)
     if not found:
         raise CheckpointError(f"no checkpoint in {folder}")
     return found[-1]
@@ -88,7 +88,7 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
         state = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:
         reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
-        others = [other.name for other in [*_steps(path.parent), path.with_name(BEST)]
+        others = [other.name for other in [*saved(path.parent), path.with_name(BEST)]
                   if other.exists() and not other.samefile(path)]
         hint = f"; removed, it leaves {', '.join(others)}" if others else ""
         raise CheckpointError(f"{path} is cut short or no checkpoint ({reason}){hint}") from error
@@ -103,6 +103,24 @@ def remove_unfinished(folder: Path) -> None:
     """Remove what a process that was killed while writing left behind."""
     for path in folder.glob(".*.unfinished"):
         path.unlink(missing_ok=True)
+
+
+def saved(folder: Path) -> list[Path]:
+    """The checkpoints of steps in a folder, the oldest first."""
+    return sorted(folder.glob("step-*.pt"), key=lambda path: (len(path.name), path.name))
+
+
+def remove_run(run: Path) -> None:
+    """Remove what a run wrote into its folder, and nothing else that may be there."""
+    names = {run: ("metrics.jsonl", "config.json"), run / "checkpoints": ("step-*.pt", BEST),
+             run / "samples": ("[0-9]" * 7 + ".png",), run / "tensorboard": ("events.out.tfevents.*",)}
+    for folder, patterns in names.items():
+        remove_unfinished(folder)
+        for path in (path for pattern in patterns for path in folder.glob(pattern)):
+            path.unlink()
+    for folder in (*list(names)[1:], run):
+        with contextlib.suppress(OSError):  # it is absent, or holds something else
+            folder.rmdir()
 
 
 def random_state() -> dict[str, Any]:
@@ -126,10 +144,6 @@ def set_random_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"].cpu())
     if state["cuda"] is not None and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"].cpu())
-
-
-def _steps(folder: Path) -> list[Path]:
-    return sorted(folder.glob("step-*.pt"), key=lambda path: (len(path.name), path.name))
 
 
 def _sync_folder(folder: Path) -> None:

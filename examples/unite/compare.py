@@ -44,7 +44,14 @@ MEASURES = {
     "kept_back_shared": ("back shared", "share of its mass that an exemplar's position keeps, where the target has the "
                                         "class"),
     "kept_back_one_sided": ("back 1-sided", "the same where the target lacks the class"),
+    "violation": ("violation", "what the passes left of the optimality conditions, the largest of all pairs: plans of "
+                               "more than 1e-3 are not solved, and their other figures are not the matcher's"),
 }
+#: Passes by eta, where none are asked for, by the first eta that is not above it.  They leave less than 1e-3 with fixed
+#: descriptors; balanced transport at eta 1e-4 is held at some 5e-3 by float32.
+PASSES = ((0.02, 50), (0.01, 100), (0.0, 400))
+#: How a measure is written, where that is not two decimals.
+FORMATS = {"crowded": ".0f", "violation": ".0e"}
 Describe = Callable[[Batch], tuple[Tensor, Tensor]]
 
 
@@ -134,9 +141,10 @@ def measure(matcher: Matcher, x: Tensor, z: Tensor, seen: Scene) -> tuple[dict[s
         if matcher.match.matcher == "cos":  # what it carries is defined by rows that sum to 1
             column = plan.solution.apply_t((1 / plan.solution.row_mass)[..., None].to(x))[..., 0]
         load = (column / column.mean(-1, keepdim=True)).reshape(len(x), *z.shape[-2:])
-    kept, kept_back = plan.kept, plan.kept_back
+    kept, kept_back, violation = plan.kept, plan.kept_back, plan.solution.violation
     if matcher.match.matcher == "cos":  # it has no marginals to keep
         kept, kept_back = torch.full_like(kept, torch.nan), torch.full_like(kept_back, torch.nan)
+        violation = torch.full_like(violation, torch.nan)
     shared, exemplar_shared = seen.shared, seen.exemplar_shared
     counts = one_hot(matches, positions).sum(1)
     error = (warped - seen.truth).square().mean(1)
@@ -148,6 +156,7 @@ def measure(matcher: Matcher, x: Tensor, z: Tensor, seen: Scene) -> tuple[dict[s
         "kept_shared": masked_mean(kept, shared), "kept_one_sided": masked_mean(kept, ~shared),
         "kept_back_shared": masked_mean(kept_back, exemplar_shared),
         "kept_back_one_sided": masked_mean(kept_back, ~exemplar_shared),
+        "violation": violation,
     }
     return found, warped, kept
 
@@ -167,7 +176,8 @@ def compare(pairs: data.Pairs, describe: Describe, matchers: dict[str, Matcher],
     """Every matcher on every pair of avatars.
 
     Returns:
-        Matcher -> measure -> mean over the pairs that have it (nan: none has); and the tiles of a picture.
+        Matcher -> measure -> mean over the pairs that have it (nan: none has), of the violation the largest; and the
+        tiles of a picture.
     """
     collected: dict[str, list[dict[str, Tensor]]] = {name: [] for name in matchers}
     tiles: dict[str, list[Tensor]] = {}
@@ -188,8 +198,10 @@ def compare(pairs: data.Pairs, describe: Describe, matchers: dict[str, Matcher],
                 shown["kept by uot"] = _enlarged(heat(kept), pairs.size)
         for name, images in (shown | {"truth": drawn.image}).items():
             tiles.setdefault(name, []).append(images)
-    means = {name: {key: float(torch.cat([found[key] for found in parts]).nanmean()) for key in MEASURES}
-             for name, parts in collected.items()}
+    joined = {name: {key: torch.cat([found[key] for found in parts]) for key in MEASURES}
+              for name, parts in collected.items()}
+    means = {name: {key: float(values.max() if key == "violation" else values.nanmean())
+                    for key, values in found.items()} for name, found in joined.items()}
     return means, {name: torch.cat(images) for name, images in tiles.items()}
 
 
@@ -225,13 +237,17 @@ def make_matchers(model: ModelConfig, match: MatchConfig, own: dict[str, Matcher
             for name in MATCHERS}
 
 
+def passes_for(eta: float, match: MatchConfig) -> int:
+    """`PASSES` for an eta, or those of the settings if they are more."""
+    return max(match.passes_eval or match.passes, next(count for least, count in PASSES if eta >= least))
+
+
 def table(means: dict[str, dict[str, float]]) -> str:
     """Measures as a table in Markdown."""
     head = ["matcher", *(title for title, _ in MEASURES.values())]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for name, found in means.items():
-        cells = ["-" if value != value else f"{value:.0f}" if key == "crowded" else f"{value:.2f}"
-                 for key, value in found.items()]
+        cells = ["-" if value != value else f"{value:{FORMATS.get(key, '.2f')}}" for key, value in found.items()]
         lines.append("| " + " | ".join([name, *cells]) + " |")
     return "\n".join(lines)
 
@@ -239,11 +255,14 @@ def table(means: dict[str, dict[str, float]]) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m examples.unite.compare", description=__doc__)
     parser.add_argument("--checkpoint", type=Path, help="a run's folder or a checkpoint; none: fixed descriptors")
-    parser.add_argument("--count", type=int, default=64, help="test pairs (%(default)s)")
+    parser.add_argument("--count", type=int, default=32, help="test pairs (%(default)s)")
     parser.add_argument("--size", type=int, default=64, help="without a checkpoint (%(default)s)")
     parser.add_argument("--stride", type=int, choices=(2, 4), default=2, help="without a checkpoint (%(default)s)")
     parser.add_argument("--eta", type=float, help="regularisation of ot and uot")
     parser.add_argument("--tau", type=float, help="penalty of uot's marginals")
+    parser.add_argument("--passes", type=int,
+                        help="of ot and uot (" + ", ".join(f"{count} from eta {eta:g} on" for eta, count in PASSES)
+                        + "; a run's own if they are more)")
     parser.add_argument("--masses", choices=[kind for kind in CHOICES["masses"] if kind in ("eq3", "uniform")],
                         help="of uot, without a checkpoint")
     parser.add_argument("--root", default=None, help="the avatars' cache")
@@ -261,6 +280,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             describe, model, match, condition, own = from_run(options.checkpoint)
         changes = {"eta_eval": options.eta, "tau_eval": options.tau}
         changes = {key: value for key, value in changes.items() if value is not None}
+        eta = changes.get("eta_eval", match.eta_eval)
+        changes["passes_eval"] = passes_for(eta, match) if options.passes is None else options.passes
         match = dataclasses.replace(match, **changes)
         for matcher in own.values():
             matcher.match = dataclasses.replace(matcher.match, **changes)
@@ -274,7 +295,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     write_png(options.out / "compare.png", grid({name: images[:options.rows] for name, images in tiles.items()}, 2))
     settings = {"descriptors": str(options.checkpoint or "fixed"), "size": model.size, "stride": model.stride,
                 "condition": condition, "pairs": len(pairs), "eta": match.eta_eval, "tau": match.tau_eval,
-                "masses": match.masses, "temperature": match.temperature, "passes": match.passes, "seed": options.seed}
+                "masses": match.masses, "temperature": match.temperature, "passes": match.passes_eval,
+                "seed": options.seed}
     (options.out / "compare.json").write_text(json.dumps({"settings": settings, "measures": means}, indent=1) + "\n")
     (options.out / "compare.md").write_text(table(means) + "\n")
     print(", ".join(f"{key} {value}" for key, value in settings.items()))

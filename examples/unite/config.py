@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +18,9 @@ CHOICES = {
     "masses": ("eq3", "eq3_proj", "softmax", "uniform"),
     "reg_type": ("kl", "entropy"),
     "gradients": ("implicit", "one_step", "unrolled"),
+    "backend": ("auto", "native", "triton", "cuda", "reference"),
     "perceptual": ("random", "vgg16", "vgg19"),
+    "perceptual_layer": ("relu1_2", "relu2_2", "relu3_2", "relu4_2", "relu5_2"),
     "precision": ("no", "bf16", "fp16"),
     "source": ("avatars", "folder"),
     "condition": ("mask", "edges", "landmarks", "layout"),
@@ -34,12 +37,32 @@ class _Checked:
             value = getattr(self, item.name)
             if item.name in CHOICES and value not in CHOICES[item.name]:
                 raise ValueError(f"{item.name} must be one of {', '.join(CHOICES[item.name])}, got {value!r}")
-            if item.metadata.get("positive") and not (isinstance(value, int | float) and value > 0):
-                raise ValueError(f"{item.name} must be positive, got {value!r}")
+            words = item.metadata.get("range")
+            if words is None or (value is None and item.default is None):
+                continue
+            if not isinstance(value, int | float) or not RANGES[words](value):
+                raise ValueError(f"{item.name} must be {words}, got {value!r}")
+
+
+#: What a number may be, in words; comparisons with NaN are false.
+RANGES = {
+    "positive": lambda value: value > 0,
+    "a finite number from 0 on": lambda value: 0 <= value < math.inf,
+    "between 0 and 1": lambda value: 0 <= value <= 1,
+}
 
 
 def _positive(default: Any) -> Any:
-    return field(default=default, metadata={"positive": True})
+    """Positive; None too where that is the default."""
+    return field(default=default, metadata={"range": "positive"})
+
+
+def _weight(default: Any) -> Any:
+    return field(default=default, metadata={"range": "a finite number from 0 on"})
+
+
+def _share(default: float) -> Any:
+    return field(default=default, metadata={"range": "between 0 and 1"})
 
 
 @dataclass(frozen=True)
@@ -93,17 +116,18 @@ class MatchConfig(_Checked):
     eta_train: float = _positive(0.025)
     eta_eval: float = _positive(0.025)
     #: eta goes from here down to eta_train over this share of the training's steps; None keeps it constant.
-    eta_start: float | None = None
+    eta_start: float | None = _positive(None)
     anneal_share: float = _positive(0.75)
     tau_train: float = _positive(0.5)
     tau_eval: float = _positive(0.5)
     reg_type: str = "kl"
     #: Fixed, so that nothing depends on the data: 25 leave less than 1e-6 at eta 0.025, 1e-4 wants some hundreds.
     passes: int = _positive(25)
+    passes_eval: int | None = _positive(None)  # in evaluation; None: as many as passes
     gradients: str = "implicit"
     unrolled_passes: int = _positive(5)
     temperature: float = _positive(0.01)      # of "cos"
-    backend: str = "auto"                     # of uotlib
+    backend: str = "auto"                     # of uotlib: auto, native, triton, cuda, reference
     cycle_features: bool = False              # move all levels there and back, not the image alone (for the cycle loss)
 
 
@@ -111,20 +135,20 @@ class MatchConfig(_Checked):
 class LossConfig(_Checked):
     """Weights of the losses (spec section 5); 0 turns one off and spares its computation."""
 
-    adversarial: float = 10.0
-    discriminator_features: float = 10.0
-    consistency: float = 10.0
-    cycle: float = 1.0
-    pseudo: float = 10.0                      # feature matching of pseudo pairs: 10 * fm_ratio
-    perceptual_weight: float = 0.001
+    adversarial: float = _weight(10.0)
+    discriminator_features: float = _weight(10.0)
+    consistency: float = _weight(10.0)
+    cycle: float = _weight(1.0)
+    pseudo: float = _weight(10.0)                      # feature matching of pseudo pairs: 10 * fm_ratio
+    perceptual_weight: float = _weight(0.001)
     perceptual_layer: str = "relu4_2"
     perceptual_l1: bool = False               # the paper's; the code's is a mean square
-    contextual: float = 10.0                  # 10 * ctx_w
+    contextual: float = _weight(10.0)                  # 10 * ctx_w
     contextual_relu2: bool = False
     contextual_spatial_mean: bool = False
     contextual_paper: bool = False            # Eq. 11 as printed: roles swapped, a sum
-    warp_self: float = 0.0
-    mask_nll: float = 0.0
+    warp_self: float = _weight(0.0)
+    mask_nll: float = _weight(0.0)
     perceptual: str = "random"                # which network judges
     perceptual_file: str = ""
 
@@ -140,15 +164,15 @@ class TrainConfig(_Checked):
     beta1: float = 0.0
     beta2: float = 0.999
     adam_eps: float = _positive(1e-8)
-    decay_share: float = 0.5                  # the last share of the steps, over which the rates fall to 0
-    ema: float = 0.999                        # 0: none
+    decay_share: float = _share(0.5)                  # the last share of the steps, over which the rates fall to 0
+    ema: float = _share(0.999)                # 0: none
     accumulate: int = _positive(1)
-    pseudo_share: float = 0.3                 # share of pseudo pairs among training examples
+    pseudo_share: float = _share(0.3)                 # share of pseudo pairs among training examples
     sample_every: int = _positive(500)
     checkpoint_every: int = _positive(500)
     validation: int = _positive(16)           # held-out pairs that judge the average of the weights
     precision: str = "no"                     # of the networks; the solver stays in float32
-    seed: int = 0
+    seed: int = _weight(0)
 
 
 @dataclass(frozen=True)
@@ -159,6 +183,7 @@ class DataConfig(_Checked):
     root: str = ""
     condition: str = "mask"
     count: int | None = None                  # training examples; None: as many as there are
+    mirror: bool = True                       # training images from left to right at random
 
 
 @dataclass(frozen=True)
@@ -205,20 +230,22 @@ def preset(name: str) -> Config:
     """A named configuration.
 
     ``default``: the paper's structure with the choices that train; ``paper_literal``: the paper's text wherever it
-    says something, eta 1e-4 included (reached by annealing); ``released``: what the authors' code computes;
+    says something, eta 1e-4 included (reached by annealing, and given the passes that it needs in evaluation);
+    ``released``: what the authors' code computes, whose potentials are detached: gradients are of one half-step;
     ``tiny``: 64 px and a few million parameters, for two CPU cores.
     """
     default = Config()
     if name == "default":
         return default
     if name == "paper_literal":
-        made = default.replace("match", eta_train=1e-4, eta_eval=1e-4, eta_start=0.05, passes=200)
+        made = default.replace("match", eta_train=1e-4, eta_eval=1e-4, eta_start=0.05, passes=200,
+                               passes_eval=400)
         return dataclasses.replace(made.replace("loss", perceptual_l1=True, contextual_paper=True,
                                                 discriminator_features=0.0), preset=name)
     if name == "released":
         made = default.replace("model", descriptor_dim=256, match_kernel=3, strided_kernel=3, norm="seace_released",
                                confidence="learned")
-        made = made.replace("match", matcher="ot", masses="softmax")
+        made = made.replace("match", matcher="ot", masses="softmax", gradients="one_step")
         return dataclasses.replace(made.replace("train", beta2=0.9, adam_eps=1e-3), preset=name)
     if name == "tiny":
         made = default.replace("model", size=64, base=8, hidden=16, stride=2, descriptor_dim=64, residual_layers=2)

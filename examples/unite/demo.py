@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
 import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
+from .checkpoint import remove_run
 from .config import Config, preset
 from .diagnosis import TrainingError
 from .grids import grid, write_png
@@ -31,18 +31,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Train, translate, draw; returns the exit status."""
     options = _parse(argv)
     start = time.perf_counter()
-    run = options.out / "unite"
-    shutil.rmtree(run, ignore_errors=True)
+    run = options.out / "unite-run"
+    remove_run(run)
     config = settings(options.steps)
     print(f"UNITE, preset tiny: {options.steps} steps of {config.train.batch} avatars, a minute of training and no "
           "more; python -m examples.unite.train trains it properly", flush=True)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="images are judged by random")
-        trainer = Trainer(config, run, device=options.device)
-    print(f"images are judged by {trainer.learner.perceptual}, which knows nothing of what pictures show", flush=True)
     try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="images are judged by random")
+            trainer = Trainer(config, run, device=options.device)
+        print(f"images are judged by {trainer.learner.perceptual}, which knows nothing of what pictures show",
+              flush=True)
         trainer.run(stream=sys.stderr, say=lambda text: print(text, flush=True))
-    except TrainingError as error:
+    except (TrainingError, ValueError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
     judged = trainer.judge(ROWS)

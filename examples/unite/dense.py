@@ -29,6 +29,7 @@ class DensePlan:
     b: Tensor
     kept: Tensor
     kept_back: Tensor
+    violation: None = None  # nothing is measured of it here
 
     @classmethod
     def of(cls, log_kernel: Tensor, u: Tensor, v: Tensor, a: Tensor, b: Tensor,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,9 @@ from .model import Unite
 from .optimisation import optimisers, rate_factor, set_rate
 from .perceptual import load_perceptual
 from .structures import Batch, Output
+
+#: Steps in a row that a scaled loss may skip; one that halves 65536 at each would be below 1 by then.
+SKIPPED = 20
 
 
 class Learner:
@@ -49,6 +53,7 @@ class Learner:
                                    *optimisers(self.unite, self.discriminator, config.train))
         self._model, self._judge, self._adam, self._judge_adam = made
         self._norms: dict[str, float] = {}
+        self._skipped = {"generator": 0, "discriminator": 0}  # steps in a row
         self._step, self._good = 0, None
 
     @property
@@ -194,14 +199,27 @@ class Learner:
 
     def _finish(self, part: str, adam: Any, module: nn.Module, sums: dict[str, float], batch: Batch,
                 image: Tensor) -> None:
-        """Norms of the gradients, and the step of the optimiser if they are finite."""
+        """Norms of the gradients, and the step of the optimiser if they are finite.
+
+        A scaled loss (fp16) may overflow: such a step is skipped and the scale lowered, but not for ever.
+        """
         self.accelerator.unscale_gradients(adam)
         norms = {f"{part}.{name}": norm for name, norm in gradient_norms(module).items()}
         if self.accelerator.scaler is None:  # which skips such a step by itself
             self._check({f"gradient of {name}": norm for name, norm in norms.items()}, batch, image)
-        self._norms |= norms
         sums[f"gradient/{part}"] = sum(norm * norm for norm in norms.values()) ** 0.5
         adam.step()
+        if not adam.step_was_skipped:
+            self._norms |= norms
+            self._skipped[part] = 0
+            return
+        sums[f"skipped/{part}"] = 1.0
+        self._skipped[part] += 1
+        if self._skipped[part] >= SKIPPED:
+            lost = ", ".join(name for name, norm in norms.items() if not math.isfinite(norm))
+            raise diverged(f"the gradient of {lost or part} is no number in {SKIPPED} steps in a row, which a lower "
+                           f"scale of the loss did not mend", self._step, {**_inputs(batch), "output": image},
+                           batch.names, self._norms, self._good)
 
     def _check(self, values: dict[str, float], batch: Batch, image: Tensor) -> None:
         check_losses(values, self._step, {**_inputs(batch), "output": image}, batch.names, self._norms, self._good)

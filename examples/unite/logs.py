@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import numpy as np
 from torch.utils.tensorboard import SummaryWriter
@@ -23,22 +24,26 @@ class Metrics:
     """``metrics.jsonl``, one object a line, each with its step, and the same as TensorBoard events.
 
     The file holds nothing that differs between two runs of the same steps (times go to TensorBoard alone), and is
-    cut back to the step that a run resumes from.
+    cut back to the step that a run resumes from: at step 0 nothing is kept, since everything is to come.
     """
 
     def __init__(self, folder: Path, step: int) -> None:
         self.path = folder / "metrics.jsonl"
-        kept = [line for line in read_lines(self.path) if json.loads(line)["step"] <= step]
+        first = step + 1 if step else 0
+        kept = [line for line in read_lines(self.path) if json.loads(line)["step"] < first]
         write_whole(self.path, lambda file: file.write("".join(line + "\n" for line in kept).encode()))
         self._file: TextIO = self.path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first)
 
-    def write(self, step: int, values: dict[str, float]) -> None:
-        """Append a line and the events of a step."""
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
+    def write(self, step: int, values: dict[str, float], notes: dict[str, str] | None = None) -> None:
+        """Append a line and the events of a step; a value that JSON has no word for, NaN or infinity, is left out."""
+        values = {name: value for name, value in values.items() if math.isfinite(value)}
+        self._file.write(json.dumps({"step": step, **(notes or {}), **values}, allow_nan=False) + "\n")
         self._file.flush()
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
+        for name, text in (notes or {}).items():
+            self._board.add_text(name, text, step)
 
     def speed(self, step: int, images_per_second: float) -> None:
         self._board.add_scalar("images_per_second", images_per_second, step)
@@ -66,7 +71,7 @@ def read_lines(path: Path) -> list[str]:
     return [line for line in text[:text.rfind("\n") + 1].split("\n") if line]
 
 
-def read(path: Path) -> list[dict[str, float]]:
+def read(path: Path) -> list[dict[str, Any]]:
     """The objects of a file of metrics."""
     return [json.loads(line) for line in read_lines(path)]
 

@@ -33,10 +33,12 @@ class _HalfSteps:
     Args:
         of_rows: Of the transposed problem (z to x), after one iteration that began with z.
         of_columns: Of the problem (x to z), after one that began with x.
+        violation: Of the plan that both began with.
     """
 
     of_rows: Matching
     of_columns: Matching
+    violation: Tensor
 
     def warp(self, values: Tensor) -> Tensor:
         return self.of_rows.warp_back(values)
@@ -104,6 +106,12 @@ class Matcher(nn.Module):
         return match.eta_start * (match.eta_train / match.eta_start) ** share
 
     @property
+    def passes(self) -> int:
+        """Passes of a solve now."""
+        match = self.match
+        return match.passes if self.training or match.passes_eval is None else match.passes_eval
+
+    @property
     def tau(self) -> float:
         """Penalty of the marginals now."""
         if self.match.matcher == "ot":
@@ -146,10 +154,10 @@ class Matcher(nn.Module):
         settings = {"reg": self.eta, "reg_m": self.tau, "reg_type": self.match.reg_type, "tol": 0.0,
                     "backend": self.match.backend}
         if self.match.gradients == "implicit" or not torch.is_grad_enabled():
-            solved = unbalanced_sinkhorn(CosineCost(x, z), a, b, max_iter=self.match.passes, **settings)
+            solved = unbalanced_sinkhorn(CosineCost(x, z), a, b, max_iter=self.passes, **settings)
             return _matching(solved, a, b, sizes)
         found = unbalanced_sinkhorn(CosineCost(x.detach(), z.detach()), a.detach(), b.detach(), grad="none",
-                                    max_iter=self.match.passes, **settings)
+                                    max_iter=self.passes, **settings)
         settings |= {"method": "sinkhorn", "grad": "unrolled"}
         f, g = found.f, found.g
         if self.match.gradients == "unrolled":
@@ -158,7 +166,7 @@ class Matcher(nn.Module):
             return _matching(again, a, b, sizes)
         rows = unbalanced_sinkhorn(CosineCost(z, x), b, a, init=(g, f), max_iter=1, **settings)
         columns = unbalanced_sinkhorn(CosineCost(x, z), a, b, init=(f, g), max_iter=1, **settings)
-        return _HalfSteps(_matching(rows, b, a, sizes[::-1]), _matching(columns, a, b, sizes))
+        return _HalfSteps(_matching(rows, b, a, sizes[::-1]), _matching(columns, a, b, sizes), found.violation)
 
     def _cosine(self, x: Tensor, z: Tensor, a: Tensor, b: Tensor,
                 sizes: tuple[tuple[int, int], tuple[int, int]]) -> Matching:
@@ -182,15 +190,16 @@ class Matcher(nn.Module):
                          for name, back in zip([name for name in found if name != "rgb"], rest, strict=False)}
 
         kept, kept_back = plan.kept, plan.kept_back
-        if self.match.matcher == "cos":  # it has no marginals to keep
-            kept, kept_back = torch.ones_like(kept), torch.ones_like(kept_back)
+        violation = plan.solution.violation if isinstance(plan, Matching) else plan.violation
+        if self.match.matcher == "cos":  # it has no marginals to keep, nor to violate
+            kept, kept_back, violation = torch.ones_like(kept), torch.ones_like(kept_back), None
         whole = {name: _whole(level, named[name].shape[1]) for name, level in found.items()}
         size = [side * here // there for side, here, there in zip(exemplar.shape[-2:], x.shape[-2:], grid, strict=True)]
         warped = _resized(whole["rgb"], size, "bilinear" if self.model.bilinear_warp else "nearest")
         return Transported(
             levels=whole, warped=warped, warped_condition=condition, cycle=cycle, exemplar_small=exemplar_small,
             a=plan.a, b=plan.b, kept=kept, kept_back=kept_back, confidence=self._confidence(x, z, kept),
-            feature_cycle=feature_cycle)
+            feature_cycle=feature_cycle, violation=None if violation is None else violation.detach())
 
     def _confidence(self, x: Tensor, z: Tensor, kept: Tensor) -> Tensor | None:
         """How far each position of x can be trusted, (B, 1, h, w), or None where that is off."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import shutil
 import sys
 import time
 import warnings
@@ -12,11 +11,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from . import data
+from .checkpoint import remove_run
 from .config import Config, preset
+from .diagnosis import TrainingError
 from .grids import grid, write_png
 from .logs import read
 from .structures import Sample
 from .trainer import Trainer
+from .validation import Judged
 
 #: PSNR in dB that counts as learned by heart.
 GOAL = 30.0
@@ -53,32 +55,41 @@ def settings(pairs: int, steps: int) -> Config:
 def main(argv: Sequence[str] | None = None) -> int:
     """Overfit and say how far that went; the exit status is 1 where the goal was missed."""
     options = _parse(argv)
-    start = time.perf_counter()
+    start, run = time.perf_counter(), options.out / "overfit-run"
     config = settings(options.pairs, options.steps)
     drawn = data.make("avatars", root=None, size=config.model.size, split="train", condition="mask", seed=0,
                       pseudo_share=0.0, count=options.pairs)
     pairs = ByHeart(drawn, options.pairs)
-    shutil.rmtree(options.out, ignore_errors=True)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="images are judged by random")
-        trainer = Trainer(config, options.out, device=options.device, examples=(pairs, pairs.samples))
-    losses = ", ".join(f"{name} {weight:g}" for name, weight in dataclasses.asdict(config.loss).items()
-                       if isinstance(weight, float) and weight)
-    print(f"{options.pairs} pairs at {config.model.size} px, {options.steps} steps of {config.train.batch}; losses: "
-          f"{losses}; judged by {trainer.learner.perceptual}", flush=True)
-    trainer.run(stream=sys.stderr, say=lambda text: print(text, flush=True))
-    judged = trainer.judge(options.pairs)
+    remove_run(run)
+    try:
+        judged = _learn(config, run, options.device, pairs)
+    except (TrainingError, ValueError) as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
     write_png(options.out / "overfit.png", grid(judged.tiles))
-    scores = [line["validation/psnr"] for line in read(options.out / "metrics.jsonl") if "validation/psnr" in line]
+    scores = [line["validation/psnr"] for line in read(run / "metrics.jsonl") if "validation/psnr" in line]
     print(f"PSNR, mean of the {options.pairs} pairs: {scores[0]:.2f} dB before, {scores[-1]:.2f} dB after "
           f"({'above' if scores[-1] > GOAL else 'NOT above'} {GOAL:g} dB), in {time.perf_counter() - start:.0f} s")
-    print(f"wrote {options.out / 'overfit.png'}")
+    print(f"wrote {options.out / 'overfit.png'}; the run is in {run}")
     return 0 if scores[-1] > GOAL else 1
+
+
+def _learn(config: Config, run: Path, device: str, pairs: ByHeart) -> Judged:
+    """Train on the pairs, and judge them all."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="images are judged by random")
+        trainer = Trainer(config, run, device=device, examples=(pairs, pairs.samples))
+    losses = ", ".join(f"{name} {weight:g}" for name, weight in dataclasses.asdict(config.loss).items()
+                       if isinstance(weight, float) and weight)
+    print(f"{len(pairs)} pairs at {config.model.size} px, {config.train.steps} steps of {config.train.batch}; losses: "
+          f"{losses}; judged by {trainer.learner.perceptual}", flush=True)
+    trainer.run(stream=sys.stderr, say=lambda text: print(text, flush=True))
+    return trainer.judge(len(pairs))
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m examples.unite.overfit", description=__doc__.split(": ", 1)[1])
-    parser.add_argument("--out", type=Path, default=Path("out/unite/overfit"), help="the run's folder (%(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("out/unite"), help="folder for picture and run (%(default)s)")
     parser.add_argument("--pairs", type=int, default=8, help="(%(default)s)")
     parser.add_argument("--steps", type=int, default=1500, help="(%(default)s)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (%(default)s)")

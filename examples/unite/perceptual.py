@@ -144,10 +144,15 @@ def _read(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise FileNotFoundError(f"no file of a perceptual network at {path}")
     if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        return load_file(path)
-    state = torch.load(path, map_location="cpu", weights_only=True)
+        from safetensors.torch import load_file as read
+    else:
+        def read(file: Path) -> object:
+            return torch.load(file, map_location="cpu", weights_only=True)
+    try:
+        state = read(path)
+    except Exception as error:  # what a broken file does to a pickle or an archive has many names
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+        raise ValueError(f"{path} holds no weights that can be read: {reason}") from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"{path} must hold a state dict of tensors, got {type(state).__name__}")
     return state

@@ -35,6 +35,7 @@ from .structures import Batch, Features, Output
 #: Stages of a step, in order.
 STAGES = ("features", "matching", "translation, losses", "matching, backward", "features, backward", "discriminator",
           "optimisers")
+GEOMLOSS = "geomloss, released"
 #: Channels of all levels of the default preset but the image, and of a condition, for memory at 256 px.
 LEVEL_CHANNELS, CONDITION_CHANNELS = {"f2": 128, "f3": 256, "f4": 512, "f5": 512}, 9
 
@@ -49,7 +50,7 @@ def methods(device: str) -> dict[str, tuple[type[Matcher], str]]:
         found["cuda"] = Matcher, "cuda"
     found["torch log-sum-exp"] = LogSumExpMatcher, "auto"
     if importlib.util.find_spec("geomloss") is not None:
-        found["geomloss, released"] = GeomLossMatcher, "auto"
+        found[GEOMLOSS] = GeomLossMatcher, "auto"
     return found
 
 
@@ -242,6 +243,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     machine = {"device": options.device, "threads": torch.get_num_threads(), "torch": torch.__version__}
     print(", ".join(f"{name} {value}" for name, value in machine.items()) + f"; medians of {options.repeats} steps, "
           + ("seconds of processor time" if options.device == "cpu" else "seconds"))
+    if importlib.util.find_spec("geomloss") is None:
+        print(f"{GEOMLOSS} is left out: the package geomloss is not installed")
     steps = [row for name in options.presets for row in _steps(name, options)]
     peaks = _peaks(options) if options.side else []
     options.out.mkdir(parents=True, exist_ok=True)
@@ -254,6 +257,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _steps(name: str, options: argparse.Namespace) -> list[dict[str, object]]:
     """The table of one preset."""
     config, rows = preset(name), []
+    if options.passes is not None:
+        config = config.replace("match", passes=options.passes)
     model, passes = config.model, config.match.passes
     batch = options.batch or (config.train.batch if model.size <= 64 else 1)
     n = (model.size // model.stride) ** 2
@@ -264,7 +269,8 @@ def _steps(name: str, options: argparse.Namespace) -> list[dict[str, object]]:
     for method in _that_fit(n, passes, batch, options.device):
         stages = measure(config, method, options.device, batch, options.repeats)
         share = matching_share(stages)
-        rows.append({"preset": name, "n": n, "batch": batch, "method": method, "seconds": stages, "share": share})
+        rows.append({"preset": name, "n": n, "batch": batch, "passes": passes, "method": method, "seconds": stages,
+                     "share": share})
         print(f"{method:<20}" + "".join(f"{1e3 * stages[stage]:{len(stage) + 2}.0f}" for stage in STAGES)
               + f"{1e3 * sum(stages.values()):8.0f}{100 * share:9.1f}%", flush=True)
     return rows
@@ -273,16 +279,17 @@ def _steps(name: str, options: argparse.Namespace) -> list[dict[str, object]]:
 def _peaks(options: argparse.Namespace) -> list[dict[str, object]]:
     """The table of memory."""
     n, rows = options.side**2, []
+    passes = MatchConfig.passes if options.passes is None else options.passes
     matrix = 4 * n * n / 2**20
     print(f"\nmatching alone, forward and backward, n = {n} (one n x n float32 matrix: {matrix:.0f} MiB), batch 1, "
-          f"{options.passes} passes, a process each")
+          f"{passes} passes, a process each")
     print(f"{'matching by':<20}{'peak MiB':>10}{'matrices':>10}{'seconds':>9}")
-    for method in _that_fit(n, options.passes, 1, options.device):
+    for method in _that_fit(n, passes, 1, options.device):
         answer = subprocess.run(
             [sys.executable, "-m", "examples.unite.share", "--child", method, "--device", options.device, "--side",
-             str(options.side), "--passes", str(options.passes)], check=True, stdout=subprocess.PIPE, text=True)
+             str(options.side), "--passes", str(passes)], check=True, stdout=subprocess.PIPE, text=True)
         peak = json.loads(answer.stdout)
-        rows.append({"n": n, "passes": options.passes, "method": method} | peak)
+        rows.append({"n": n, "passes": passes, "method": method} | peak)
         print(f"{method:<20}{peak['mib']:10.0f}{peak['mib'] / matrix:10.1f}{peak['seconds']:9.2f}", flush=True)
     return rows
 
@@ -305,7 +312,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=0, help="of a step (the preset's at 64 px, else 1)")
     parser.add_argument("--repeats", type=int, default=3, help="steps that count (%(default)s)")
     parser.add_argument("--side", type=int, default=64, help="of the grid for memory; 0 leaves it out (%(default)s)")
-    parser.add_argument("--passes", type=int, default=MatchConfig.passes, help="of memory's solves (%(default)s)")
+    parser.add_argument("--passes", type=int,
+                        help=f"of every solve (the preset's; of memory's {MatchConfig.passes})")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     return parser.parse_args(argv)
 

@@ -78,6 +78,7 @@ class Transported:
     kept_back: Tensor                 # (B, h, w): share of b
     confidence: Tensor | None         # (B, 1, h, w) in [0, 1]
     feature_cycle: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)  # level -> (there and back, constant)
+    violation: Tensor | None = None   # (B,): how far the plan's passes were from a solution; None where none is solved
 
 
 @dataclass(frozen=True)

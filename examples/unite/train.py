@@ -43,13 +43,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         config = configure(options)
         out = options.out if options.out is not None else Path("out/unite") / config.preset
-        if not options.resume and (out / "checkpoints").exists() and any((out / "checkpoints").iterdir()):
+        if not options.resume and checkpoint.saved(out / "checkpoints"):
             raise CheckpointError(f"{out} holds a run already: --resume goes on with it, --out names another folder")
         if options.resume:
             for line in _changes(out, config):
                 say(f"changed: {line}")
         trainer = Trainer(config, out, device=options.device, workers=options.workers, resume=options.resume)
-    except (ValueError, OSError, ModuleNotFoundError) as error:  # of settings, files and folders
+    except (ValueError, OSError, ModuleNotFoundError, TrainingError) as error:  # of settings, files, and memory
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
     try:
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             for line in _introduction(trainer):
                 say(line)
         trainer.run(stream=sys.stderr, say=say)
-    except TrainingError as error:
+    except (TrainingError, ValueError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from torch import nn
 
 from . import checkpoint, data
 from .checkpoint import CheckpointError
@@ -19,7 +20,6 @@ from .diagnosis import memory_advice
 from .grids import grid, write_png
 from .learner import Learner
 from .logs import Metrics, Progress
-from .optimisation import rate_factor
 from .settings import differences
 from .stream import batches
 from .structures import Batch, Sample, collate
@@ -45,6 +45,7 @@ class Trainer:
 
     Raises:
         CheckpointError: Nothing to go on from, a broken file, or one of another model.
+        OutOfMemory: The networks do not fit.
     """
 
     def __init__(self, config: Config, out: Path, *, device: str = "auto", workers: int = 0, resume: bool = False,
@@ -56,22 +57,26 @@ class Trainer:
         self.config = config = config.replace("model", condition_channels=self.pairs.condition_channels)
         if state is not None:
             check_same_model(Config.from_dict(state["config"]), config)
-        size = config.train.batch
-        self.held = [collate(held[first:first + size]).to(self.accelerator.device)
-                     for first in range(0, len(held), size)]
-
         seed = config.train.seed
         random.seed(seed)
         np.random.seed(seed % 2**32)  # noqa: NPY002
         torch.manual_seed(seed)
-        self.learner = Learner(config, self.accelerator)
+        with memory_advice(config):
+            size = config.train.batch
+            self.held = [collate(held[first:first + size]).to(self.accelerator.device)
+                         for first in range(0, len(held), size)]
+            self.learner = Learner(config, self.accelerator)
         torch.manual_seed(seed + self.accelerator.process_index)
         self.done = 0                               # steps
         self.position = 0                           # training examples that were used, of all processes
         self.best: tuple[int, float] | None = None  # step and PSNR of the best checkpoint
         self.good: Path | None = None               # the newest checkpoint
+        if self.accelerator.is_main_process:
+            for folder in (out, out / "samples", self.checkpoints):
+                checkpoint.remove_unfinished(folder)
         if state is not None:
-            self._restore(state)
+            with memory_advice(config):
+                self._restore(state)
 
     def step(self, group: list[Batch]) -> dict[str, float]:
         """`Learner.update`, counted."""
@@ -95,6 +100,7 @@ class Trainer:
         try:
             with memory_advice(self.config):
                 if self.done == 0:
+                    self.save(None)  # from here on a kill leaves something to go on from
                     self._show(metrics, progress)
                 while self.done < train.steps:
                     values = self.step([next(source).to(self.accelerator.device) for _ in range(train.accumulate)])
@@ -127,10 +133,12 @@ class Trainer:
             picture = grid(judged.tiles)
             write_png(self.out / "samples" / f"{self.done:07d}.png", picture)
             metrics.picture(self.done, "samples", picture)
-            metrics.write(self.done, {f"validation/{name}": value for name, value in judged.values.items()})
+            metrics.write(self.done, {f"validation/{name}": value for name, value in judged.values.items()},
+                          {"judge": self.learner.perceptual})
             metrics.sync()
+            solved = f", violation {judged.values['violation']:.1e}" if "violation" in judged.values else ""
             progress.say(f"step {self.done}: held-out pairs: PSNR {score:.2f} dB, warped exemplar "
-                         f"{judged.values['warped_psnr']:.2f} dB, mass kept {judged.values['kept']:.3f}")
+                         f"{judged.values['warped_psnr']:.2f} dB, mass kept {judged.values['kept']:.3f}{solved}")
         self.accelerator.wait_for_everyone()
         return score
 
@@ -160,7 +168,6 @@ class Trainer:
             "step": self.done,
             "position": self.position,
             "config": self.config.to_dict(),
-            "rate_factor": rate_factor(self.done, self.config.train),
             "random": states,
             "best": list(self.best) if self.best is not None else None,
         }, self.checkpoints, self.done, better)
@@ -169,14 +176,13 @@ class Trainer:
         processes = self.accelerator.num_processes
         if len(state["random"]) != processes:
             raise CheckpointError(f"the checkpoint is of {len(state['random'])} processes, these are {processes}")
+        check_same_parameters(state, self.config, self.learner.unite)
         self.learner.load_state_dict(state)
         self.done, self.position = state["step"], state["position"]
         self.best = tuple(state["best"]) if state["best"] is not None else None
         self.good = checkpoint.latest(self.checkpoints)
-        if self.accelerator.is_main_process:
-            checkpoint.remove_unfinished(self.checkpoints)
-            if self.best is not None and self.best[0] == self.done:
-                checkpoint.keep_best(self.good)  # the process may have ended between the two names
+        if self.accelerator.is_main_process and self.best is not None and self.best[0] == self.done:
+            checkpoint.keep_best(self.good)  # the process may have ended between the two names
         checkpoint.set_random_state(state["random"][self.accelerator.process_index])
 
 
@@ -186,8 +192,8 @@ def make_accelerator(device: str, precision: str) -> Accelerator:
     Raises:
         ValueError: There is no such device here.
     """
-    kind, _, index = device.partition(":")
-    if kind not in ("auto", "cpu", "cuda", "mps"):
+    kind, colon, index = device.partition(":")
+    if kind not in ("auto", "cpu", "cuda", "mps") or (colon and (kind != "cuda" or not index.isdecimal())):
         raise ValueError(f"device must be auto, cpu, cuda, cuda:N or mps, got {device!r}")
     if kind == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device {device} was asked for, and torch sees no GPU")
@@ -195,6 +201,8 @@ def make_accelerator(device: str, precision: str) -> Accelerator:
         raise ValueError("device mps was asked for, and torch sees none")
     if precision == "fp16" and (kind == "cpu" or not torch.cuda.is_available()):
         raise ValueError("precision fp16 needs a GPU; a CPU has bf16")
+    if index and int(index) >= torch.cuda.device_count():
+        raise ValueError(f"device {device} was asked for, and torch sees {torch.cuda.device_count()} GPUs, from cuda:0")
     if index:
         torch.cuda.set_device(int(index))
     return Accelerator(cpu=kind == "cpu", mixed_precision=precision)
@@ -205,7 +213,8 @@ def make_data(config: Config) -> tuple[data.Pairs, list[Sample]]:
     source, train = config.data, config.train
     common = {"root": source.root or None, "size": config.model.size, "condition": source.condition,
               "seed": train.seed}
-    pairs = data.make(source.source, split="train", pseudo_share=train.pseudo_share, count=source.count, **common)
+    pairs = data.make(source.source, split="train", pseudo_share=train.pseudo_share, count=source.count,
+                      mirror=source.mirror, **common)
     held = data.make(source.source, split="test", pseudo_share=0.0, count=train.validation, **common)
     if held.condition_channels != pairs.condition_channels:
         raise ValueError(f"training conditions have {pairs.condition_channels} channels, those of split test "
@@ -222,3 +231,17 @@ def check_same_model(old: Config, new: Config) -> None:
     found = differences(old, new, "model")
     if found:
         raise CheckpointError("the checkpoint is of another model: " + "; ".join(found))
+
+
+def check_same_parameters(state: dict[str, Any], config: Config, model: nn.Module) -> None:
+    """Refuse to go on with a matcher that has other parameters than a checkpoint's.
+
+    Raises:
+        CheckpointError: naming the settings that differ.
+    """
+    old = {name: tuple(tensor.shape) for name, tensor in state["model"].items()}
+    if old == {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}:
+        return
+    found = [line for line in differences(Config.from_dict(state["config"]), config, "match")
+             if line.startswith(("match.matcher:", "match.masses:"))]
+    raise CheckpointError("the checkpoint has other parameters: " + ("; ".join(found) or "it is of another version"))

@@ -16,7 +16,7 @@ from torch.nn.functional import interpolate
 from . import checkpoint
 from .config import Config
 from .data.folder import read_condition, read_image
-from .diagnosis import TrainingError, memory_advice
+from .diagnosis import OutOfMemory, TrainingError, memory_advice
 from .ema import Average
 from .grids import to_bytes, write_png
 from .model import Unite
@@ -87,16 +87,28 @@ def load_condition(path: Path, config: Config) -> Tensor:
     of one's own data, or a .npy array of (S, H, W), for edges, landmarks and layouts.
 
     Raises:
-        ValueError: Another number of channels, an id that is no class, values out of [0, 1].
+        ValueError: Another number of channels, an id that is no class, values out of [0, 1], a broken file.
     """
     size, channels = config.model.size, config.model.condition_channels
     if path.suffix.lower() != ".npy":
         return read_condition(path, size, channels)
-    array = np.load(path, allow_pickle=False)
-    if array.ndim != 3 or array.shape[0] != channels or not ((array >= 0) & (array <= 1)).all():
-        raise ValueError(f"{path} must be an array ({channels}, H, W) with values in [0, 1], got {array.shape} "
-                         f"in [{array.min():g}, {array.max():g}]")
+    array = _array(path)
+    plain = array.dtype.kind in "buif" and array.size > 0
+    if not plain or array.ndim != 3 or array.shape[0] != channels or not ((array >= 0) & (array <= 1)).all():
+        within = f" in [{array.min():g}, {array.max():g}]" if plain else ""
+        raise ValueError(f"{path} must be an array ({channels}, H, W) with values in [0, 1], got {array.shape} of "
+                         f"{array.dtype}{within}")
     return interpolate(torch.from_numpy(array.astype(np.float32))[None], size=(size, size), mode="nearest")[0]
+
+
+def _array(path: Path) -> np.ndarray:
+    try:
+        return np.load(path, allow_pickle=False)
+    except (FileNotFoundError, MemoryError):
+        raise
+    except Exception as error:  # a broken header has many ways to fail
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{path} cannot be read as a .npy array: {reason}") from error
 
 
 def jobs(condition: Path, exemplar: Path, exemplar_condition: Path | None, out: Path) -> list[Job]:
@@ -161,10 +173,23 @@ def main(argv: Sequence[str] | None = None) -> int:
                     load_condition(own, config)[None].to(device) if own is not None else None)
                 write_png(job.out, to_bytes(output.image[0]))
                 print(f"wrote {job.out}", flush=True)
+    except OutOfMemory as error:  # its own words are about settings of a training
+        print(out_of_memory(error.__cause__ or error, device, config), file=sys.stderr)
+        return 1
     except (TrainingError, ValueError, OSError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def out_of_memory(error: BaseException, device: torch.device, config: Config) -> str:
+    """What helps a translation, which takes one picture at a time: another device, or a smaller model."""
+    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    model = config.model
+    ways = ["--device cpu"] if device.type != "cpu" else []
+    ways += ["other programs that hold memory closed",
+             f"a model that was trained smaller than {model.size} px with stride {model.stride} and base {model.base}"]
+    return f"out of memory ({first[:160]}); what helps: " + "; or ".join(ways)
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:

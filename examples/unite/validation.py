@@ -53,10 +53,12 @@ def judge(model: nn.Module, batches: Sequence[Batch], rows: int) -> Judged:
 
     Returns:
         PSNR of outputs and of warped exemplars in dB, mean absolute error of outputs on a scale from 0 to 1, the
-        share of mass that found a partner; and the grid's columns.
+        share of mass that found a partner, the largest violation of a plan where plans are solved; and the grid's
+        columns.
     """
     sums: dict[str, float] = {}
     shown: list[dict[str, Tensor]] = []
+    violations: list[float] = []
     with evaluating(model):
         for batch in batches:
             output = model(batch.condition, batch.exemplar, batch.exemplar_condition)
@@ -68,8 +70,11 @@ def judge(model: nn.Module, batches: Sequence[Batch], rows: int) -> Judged:
             }
             for name, values in measures.items():
                 sums[name] = sums.get(name, 0.0) + float(values.double().sum())
+            if output.transported.violation is not None:
+                violations += output.transported.violation.tolist()
             if sum(len(tiles["output"]) for tiles in shown) < rows:
                 shown.append(columns(batch, output))
     count = sum(len(batch.image) for batch in batches)
     tiles = {name: torch.cat([each[name] for each in shown])[:rows] for name in shown[0]}
-    return Judged({name: total / count for name, total in sums.items()}, tiles)
+    worst = {"violation": max(violations)} if violations else {}
+    return Judged({name: total / count for name, total in sums.items()} | worst, tiles)

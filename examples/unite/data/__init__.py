@@ -12,7 +12,8 @@ NAMES = ("avatars", "folder")
 
 
 def make(name: str, *, root: str | os.PathLike[str] | None = None, size: int = 64, split: str = "train",
-         condition: str = "mask", seed: int = 0, pseudo_share: float = 0.3, count: int | None = None) -> Pairs:
+         condition: str = "mask", seed: int = 0, pseudo_share: float = 0.3, count: int | None = None,
+         mirror: bool = True) -> Pairs:
     """A data set by name.
 
     Args:
@@ -24,6 +25,7 @@ def make(name: str, *, root: str | os.PathLike[str] | None = None, size: int = 6
         seed: What everything random follows from, with epoch and index.
         pseudo_share: Share of training items whose exemplar is the truth itself, moved.
         count: Number of items; None for the data set's own.
+        mirror: Mirror training images from left to right at random.
 
     Returns:
         A `Pairs`: a `torch.utils.data.Dataset` of `Sample`, with ``condition_channels``, ``class_names``,
@@ -37,7 +39,8 @@ def make(name: str, *, root: str | os.PathLike[str] | None = None, size: int = 6
         >>> tuple(pairs[0].condition.shape)
         (9, 64, 64)
     """
-    common = {"size": size, "split": split, "seed": seed, "pseudo_share": pseudo_share, "count": count}
+    common = {"size": size, "split": split, "seed": seed, "pseudo_share": pseudo_share, "count": count,
+              "mirror": mirror}
     if name == "avatars":
         from .avatars import Avatars
 

@@ -1,4 +1,7 @@
-"""``python -m examples.unite.data --out DIR``: a picture of pairs, to look at before training on them."""
+"""``python -m examples.unite.data --out DIR``: a picture of pairs, to look at before training on them.
+
+With ``--export`` avatars are written as files: what ``translate`` takes, and a folder of data as one's own would be.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from examples.unite.structures import collate
 
 from . import NAMES, make
 from .conditions import CONDITIONS
-from .pairs import SPLITS
+from .pairs import SPLITS, Pairs
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,7 +33,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--epoch", type=int, default=0)
     parser.add_argument("--pseudo-share", type=float, default=0.3)
     parser.add_argument("--out", type=Path, required=True, help="folder of the picture")
+    parser.add_argument("--export", action="store_true",
+                        help="write the avatars as condition/, image/ and pairs.csv instead of the picture")
     options = parser.parse_args(argv)
+    if options.export and options.data != "avatars":
+        parser.error("--export writes avatars; --data folder is files already")
     try:
         pairs = make(options.data, root=options.root, size=options.size, split=options.split, seed=options.seed,
                      condition=options.condition, pseudo_share=options.pseudo_share, count=options.count)
@@ -38,6 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 1
     pairs.set_epoch(options.epoch)
+    if options.export:
+        return _exported(pairs, options.out)
     start = time.perf_counter()
     samples = [pairs[index] for index in range(len(pairs))]
     seconds = time.perf_counter() - start
@@ -51,6 +60,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     for index, sample in enumerate(samples):
         print(f"{sample.name}: {'pseudo pair' if sample.self_reference else 'pair'}{_sides(pairs, index)}")
     print(f"{file}: {len(samples)} pairs in {seconds:.1f} s")
+    return 0
+
+
+def _exported(pairs: Pairs, out: Path) -> int:
+    from .export import export
+
+    try:
+        names = export(pairs, out)
+    except OSError as error:
+        print(error, file=sys.stderr)
+        return 1
+    masks = pairs.condition == "mask"
+    print(f"{out}: {len(names)} pairs, {names[0]} with {names[0]}-exemplar and so on; "
+          + ("translate and --data folder read them" if masks else "translate reads them"))
     return 0
 
 

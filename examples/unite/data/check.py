@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 #: Endings of files in ``image/``; those of ``condition/`` are PNG, which keeps class ids as they are.
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 LABEL_MODES = ("1", "L", "P", "I", "I;16")
-_HEADER = ("name", "exemplar")
+#: A first line that names its columns: name,exemplar or name,exemplar1,exemplar2,...
+_HEADER = re.compile(r"name(,exemplar[ _]?\d*)+", re.IGNORECASE)
 
 
 class FolderError(ValueError):
@@ -23,6 +26,14 @@ class FolderError(ValueError):
         self.problems = tuple(problems)
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         super().__init__("\n  ".join([f"{root} has {count}:", *problems]))
+
+
+class Unreadable(ValueError):
+    """A picture's file that no decoder takes; ``reason`` is why, without the file's name."""
+
+    def __init__(self, file: Path, reason: str) -> None:
+        self.reason = reason
+        super().__init__(f"{file} cannot be read: {reason}")
 
 
 @dataclass(frozen=True)
@@ -94,23 +105,38 @@ def _read_pairs(file: Path, problems: list[str]) -> tuple[list[tuple[str, tuple[
     """Rows, and the line where each name first stands."""
     rows, wanted = [], {}
     seen: dict[str, int] = {}
-    with file.open(newline="", encoding="utf-8-sig") as text:
-        for line, cells in enumerate(csv.reader(text), start=1):
-            names = [_stem(cell.strip()) for cell in cells]
-            if not any(names) or (line == 1 and tuple(names[:2]) == _HEADER):
-                continue
-            if len(names) < 2 or not all(names):
-                problems.append(f"{file.name}, line {line}: a line is name,exemplar[,exemplar...],"
-                                f" got {','.join(cells)!r}")
-                continue
-            if names[0] in seen:
-                problems.append(f"{file.name}, line {line}: {names[0]!r} stands in line {seen[names[0]]} already")
-                continue
-            seen[names[0]] = line
-            rows.append((names[0], tuple(names[1:])))
-            for name in names:
-                wanted.setdefault(name, line)
+    try:
+        lines = list(csv.reader(io.StringIO(_text(file, problems), newline="")))
+    except csv.Error as error:
+        problems.append(f"{file.name} cannot be read: {error}")
+        lines = []
+    for line, cells in enumerate(lines, start=1):
+        names = [_stem(cell.strip()) for cell in cells]
+        if not any(names) or (line == 1 and _HEADER.fullmatch(",".join(names))):
+            continue
+        if len(names) < 2 or not all(names):
+            problems.append(f"{file.name}, line {line}: a line is name,exemplar[,exemplar...],"
+                            f" got {','.join(cells)!r}")
+            continue
+        if names[0] in seen:
+            problems.append(f"{file.name}, line {line}: {names[0]!r} stands in line {seen[names[0]]} already")
+            continue
+        seen[names[0]] = line
+        rows.append((names[0], tuple(names[1:])))
+        for name in names:
+            wanted.setdefault(name, line)
     return rows, wanted
+
+
+def _text(file: Path, problems: list[str]) -> str:
+    """What a file says; nothing where it is not in UTF-8, which is a problem."""
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object[:error.start].count(b"\n") + 1
+        problems.append(f"{file.name}, line {line}: not in UTF-8 (byte 0x{error.object[error.start]:02x}); save it as "
+                        "UTF-8")
+        return ""
 
 
 def _stem(name: str) -> str:
@@ -120,7 +146,10 @@ def _stem(name: str) -> str:
 def _read_classes(file: Path, problems: list[str]) -> tuple[str, ...] | None:
     if not file.is_file():
         return None
-    names = tuple(line.strip() for line in file.read_text(encoding="utf-8").splitlines())
+    before = len(problems)
+    names = tuple(line.strip() for line in _text(file, problems).splitlines())
+    if len(problems) > before:
+        return None
     if not names or not all(names):
         problems.append("classes.txt must have the name of a class on each line")
         return None
@@ -135,11 +164,9 @@ def _image(root: Path, name: str, where: str, problems: list[str]) -> tuple[Path
                         f"image/{name} has more than one file: {', '.join(path.name for path in found)}")
         return root / "image" / name, None
     try:
-        with Image.open(found[0]) as opened:
-            opened.load()
-            return found[0], opened.size
-    except (OSError, SyntaxError, ValueError, UnidentifiedImageError) as error:
-        problems.append(f"image/{found[0].name} cannot be read: {_reason(error)}")
+        return found[0], load_picture(found[0]).size
+    except Unreadable as error:
+        problems.append(f"image/{found[0].name} cannot be read: {error.reason}")
         return found[0], None
 
 
@@ -151,15 +178,13 @@ def _condition(root: Path, name: str, where: str, classes: tuple[str, ...] | Non
         problems.append(f"condition/{name}.png is missing ({where})")
         return file, None, "", 0
     try:
-        with Image.open(file) as opened:
-            opened.load()
-            if opened.mode not in LABEL_MODES:
-                return file, opened.size, "image", 0
-            ids = np.asarray(opened)
-            size = opened.size
-    except (OSError, SyntaxError, ValueError, UnidentifiedImageError) as error:
-        problems.append(f"condition/{name}.png cannot be read: {_reason(error)}")
+        picture = load_picture(file)
+    except Unreadable as error:
+        problems.append(f"condition/{name}.png cannot be read: {error.reason}")
         return file, None, "", 0
+    if picture.mode not in LABEL_MODES:
+        return file, picture.size, "image", 0
+    ids = np.asarray(picture)
     highest = int(ids.max())
     limit = len(classes) if classes is not None else 256
     if highest >= limit or ids.min() < 0:
@@ -168,7 +193,7 @@ def _condition(root: Path, name: str, where: str, classes: tuple[str, ...] | Non
         problems.append(f"condition/{name}.png has the unknown class "
                         f"{'ids' if len(unknown) > 1 else 'id'} {', '.join(map(str, unknown[:8]))}: {known}")
         return file, None, "labels", 0
-    return file, size, "labels", highest
+    return file, picture.size, "labels", highest
 
 
 def _mixed(kinds: dict[str, str]) -> list[str]:
@@ -178,6 +203,23 @@ def _mixed(kinds: dict[str, str]) -> list[str]:
     words = {"labels": "class ids", "image": "an RGB image"}
     return [f"condition/{name}.png is {words[fewer]}, but others are {words[more].replace('an ', '')}"
             for name in of[fewer]]
+
+
+def load_picture(file: Path) -> Image.Image:
+    """A picture, decoded whole.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        Unreadable: Whatever a decoder made of a broken one: each fails in ways of its own.
+    """
+    try:
+        with Image.open(file) as opened:
+            opened.load()
+            return opened
+    except (FileNotFoundError, MemoryError):
+        raise
+    except Exception as error:
+        raise Unreadable(file, _reason(error)) from error
 
 
 def _reason(error: BaseException) -> str:

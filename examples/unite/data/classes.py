@@ -12,9 +12,6 @@ PARTS = ("background", "skin", "clothes", "mouth", "nose", "eyes", "brows", "hai
 CLASSES = ("background", "skin", "clothes", "hair", "hat", "beard", "glasses", "eyes and brows", "nose and mouth")
 _CLASS_OF = {"eyes": "eyes and brows", "brows": "eyes and brows", "nose": "nose and mouth", "mouth": "nose and mouth"}
 _TABLE = np.array([CLASSES.index(_CLASS_OF.get(part, part)) for part in PARTS], dtype=np.uint8)
-#: One colour a class, for pictures of masks.
-COLOURS = np.array([(40, 44, 52), (240, 196, 150), (86, 140, 220), (150, 90, 50), (220, 70, 70), (90, 60, 30),
-                    (20, 20, 20), (250, 250, 120), (230, 110, 170)], dtype=np.uint8)
 
 
 def part(name: str) -> int:

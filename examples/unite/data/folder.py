@@ -13,7 +13,7 @@ from torch.nn.functional import one_hot
 
 from examples.unite.structures import Sample
 
-from .check import LABEL_MODES, check_folder
+from .check import LABEL_MODES, check_folder, load_picture
 from .moves import flip
 from .pairs import OneSided, Pairs, one_sided, to_tensor
 
@@ -32,13 +32,14 @@ def read_condition(path: str | os.PathLike[str], size: int, channels: int) -> Te
     """A condition file as (channels, size, size) in [0, 1]: one-hot class ids, or an RGB image for 3 channels.
 
     Raises:
-        ValueError: for an id from ``channels`` on, and an RGB image where there are not 3 channels.
+        ValueError: for an id from ``channels`` on, an RGB image where there are not 3 channels, and a broken file.
     """
     loaded = _condition(Path(path), size)
     if loaded.ndim == 3 and channels != 3:
         raise ValueError(f"{path} is an RGB image; a condition of {channels} channels is a PNG of class ids")
-    if loaded.ndim == 2 and loaded.max() >= channels:
-        raise ValueError(f"{path} has the class id {loaded.max()}, but there are {channels} classes")
+    if loaded.ndim == 2 and (loaded.min() < 0 or loaded.max() >= channels):
+        unknown = loaded.min() if loaded.min() < 0 else loaded.max()
+        raise ValueError(f"{path} has the class id {unknown}, but there are {channels} classes")
     return _condition_tensor(loaded, channels)
 
 
@@ -54,14 +55,15 @@ class Folder(Pairs):
         root: The folder.
         size: Side of images and conditions in pixels; images of other shapes are stretched.
         count: Only the first so many pairs.
+        mirror: Off where left and right mean something: text, traffic, one-sided organs.
 
     Raises:
         check.FolderError: what is wrong with the folder, all of it.
     """
 
     def __init__(self, *, root: str | os.PathLike[str], size: int = 256, split: str = "train", seed: int = 0,
-                 pseudo_share: float = 0.3, count: int | None = None) -> None:
-        super().__init__(size=size, split=split, seed=seed, pseudo_share=pseudo_share)
+                 pseudo_share: float = 0.3, count: int | None = None, mirror: bool = True) -> None:
+        super().__init__(size=size, split=split, seed=seed, pseudo_share=pseudo_share, mirror=mirror)
         if count is not None and count < 1:
             raise ValueError(f"count must be 1 or more, got {count!r}")
         self.listing = check_folder(root, split)
@@ -104,21 +106,20 @@ class Folder(Pairs):
                  condition: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         y, x = (int(rng.integers(side - self.size + 1)) for side in image.shape[:2])
         window = slice(y, y + self.size), slice(x, x + self.size)
-        mirrored = rng.random() < 0.5
+        mirrored = rng.random() < 0.5 and self.mirror
         return flip(image[window], condition[window]) if mirrored else (image[window], condition[window])
 
 
 def _pixels(file: Path, size: int) -> np.ndarray:
-    with Image.open(file) as opened:
-        return np.asarray(opened.convert("RGB").resize((size, size), Image.Resampling.BICUBIC))
+    return np.asarray(load_picture(file).convert("RGB").resize((size, size), Image.Resampling.BICUBIC))
 
 
 def _condition(file: Path, size: int) -> np.ndarray:
-    """Class ids (size, size), or RGB (size, size, 3), uint8."""
-    with Image.open(file) as opened:
-        if opened.mode not in LABEL_MODES:
-            return np.asarray(opened.convert("RGB").resize((size, size), Image.Resampling.BICUBIC))
-        ids = np.asarray(opened).astype(np.uint8)
+    """Class ids (size, size) int32, or RGB (size, size, 3) uint8."""
+    picture = load_picture(file)
+    if picture.mode not in LABEL_MODES:
+        return _pixels(file, size)
+    ids = np.asarray(picture).astype(np.int32)  # ids of 16 bits stay what they are
     return np.asarray(Image.fromarray(ids).resize((size, size), Image.Resampling.NEAREST))
 
 

@@ -14,11 +14,12 @@ def flip(image: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     return np.ascontiguousarray(image[:, ::-1]), np.ascontiguousarray(labels[:, ::-1])
 
 
-def random_move(rng: np.random.Generator, image: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The same in another place: mirrored or not, scaled by 0.85 to 1.15, turned by up to 10 degrees and shifted by up
-    to 8 per cent; what comes in over a border repeats it.
+def random_move(rng: np.random.Generator, image: np.ndarray, labels: np.ndarray,
+                mirror: bool = True) -> tuple[np.ndarray, np.ndarray]:
+    """The same in another place: mirrored or not (never without ``mirror``), scaled by 0.85 to 1.15, turned by up to 10
+    degrees and shifted by up to 8 per cent; what comes in over a border repeats it.
     """
-    if rng.random() < 0.5:
+    if rng.random() < 0.5 and mirror:
         image, labels = flip(image, labels)
     scale, angle = math.exp(rng.uniform(-0.16, 0.14)), math.radians(rng.uniform(-10, 10))
     x, y = rng.uniform(-0.16, 0.16, 2)

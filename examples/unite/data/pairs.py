@@ -30,18 +30,19 @@ class Pairs(Dataset[Sample], ABC):
 
     Attributes:
         size: Side of images and conditions, in pixels.
+        mirror: Whether training items are mirrored from left to right at random.
         condition_channels: S of the conditions (S, size, size).
         class_names: Names of the condition's channels where each is a class, else None.
     """
 
-    def __init__(self, *, size: int, split: str, seed: int, pseudo_share: float) -> None:
+    def __init__(self, *, size: int, split: str, seed: int, pseudo_share: float, mirror: bool = True) -> None:
         if split not in SPLITS:
             raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
         if size < 32:
             raise ValueError(f"size must be 32 or more, got {size!r}")
         if not 0 <= pseudo_share <= 1:
             raise ValueError(f"pseudo_share must be in [0, 1], got {pseudo_share!r}")
-        self.size, self.split, self.seed, self.pseudo_share = size, split, seed, pseudo_share
+        self.size, self.split, self.seed, self.pseudo_share, self.mirror = size, split, seed, pseudo_share, mirror
         self.condition_channels: int
         self.class_names: tuple[str, ...] | None
         # Shared, so that workers that live on see the next epoch.
