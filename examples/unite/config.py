@@ -253,7 +253,7 @@ def preset(name: str) -> Config:
         made = made.replace("loss", perceptual_weight=10.0, perceptual_layer="relu1_2", contextual=1.0, adversarial=1.0,
                             discriminator_features=2.0)
         # Weights start at a fiftieth of the usual, so that at the paper's rate a short training ends on its way.
-        made = made.replace("train", batch=4, steps=1000, sample_every=100, checkpoint_every=100, generator_rate=1e-3,
+        made = made.replace("train", batch=4, steps=600, sample_every=100, checkpoint_every=100, generator_rate=1e-3,
                             beta1=0.5, ema=0.99)
         return dataclasses.replace(made, preset=name)
     raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {name!r}")
