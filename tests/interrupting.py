@@ -10,9 +10,13 @@ import textwrap
 import pytest
 
 
+#: A shell's background processes ignore Ctrl-C, and so do theirs.
+HEEDED = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+
+
 def interrupted(code: str, busy_for: float = 0.0) -> str:
     """Standard error of a program that is interrupted after it has said "ready" and gone on for so many seconds."""
-    with subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    with subprocess.Popen([sys.executable, "-c", HEEDED + textwrap.dedent(code)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                           text=True) as process:
         try:
             assert process.stdout.readline() == "ready\n"
