@@ -9,15 +9,14 @@ import textwrap
 
 import pytest
 
-
 #: A shell's background processes ignore Ctrl-C, and so do theirs.
 HEEDED = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
 
 
 def interrupted(code: str, busy_for: float = 0.0) -> str:
     """Standard error of a program that is interrupted after it has said "ready" and gone on for so many seconds."""
-    with subprocess.Popen([sys.executable, "-c", HEEDED + textwrap.dedent(code)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                          text=True) as process:
+    command = [sys.executable, "-c", HEEDED + textwrap.dedent(code)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout.readline() == "ready\n"
             if busy_for:
