@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from capturing import captured
 from torch import Tensor
 
 from uotlib import Solution, unbalanced_sinkhorn
@@ -108,19 +109,15 @@ def test_a_graph_holds_a_whole_solve(batch, n, m, method):
     cost, a, b = problem(n, m, batch)
     how = {"reg": 2e-2, "reg_m": 0.5, "method": method, "tol": 0, "max_iter": 12, "grad": "none"}
     held = cost.clone()
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        solve((held, a, b), **how)
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = solve((held, a, b), **how)
-        found = captured.f, captured.g, captured.violation
+
+    def parts(cost: Tensor) -> tuple[Tensor, ...]:
+        solution = solve((cost, a, b), **how)
+        return solution.f, solution.g, solution.violation
+
+    graph, replayed = captured(lambda: parts(held))
     other = cost.flip(1) + 0.1
     held.copy_(other)
     for _ in range(2):  # the second replay clears the barriers of the first
         graph.replay()
-        eager = solve((other, a, b), **how)
-        for part, wanted in zip(found, (eager.f, eager.g, eager.violation), strict=True):
+        for part, wanted in zip(replayed, parts(other), strict=True):
             assert torch.equal(part, wanted)

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
-import warnings
 
 import pytest
 import torch
-from problems import Case, draw, generator, masses, with_outliers
+from capturing import captured
+from problems import INF, Case, draw, generator, masses, with_outliers
 from synchronising import Synchronisations
 from torch import Tensor
+from triton_loops import DEVICE, FIELDS, ON_GPU, OPTIONS, assert_same_way, by, with_idle_points
 
 import uotlib
-from uotlib import ConvergenceWarning, SolverOptions
+from uotlib import SolverOptions
 from uotlib.backends import BACKENDS
 from uotlib.backends.triton import TritonBackend
 from uotlib.backends.triton_small import DEFAULT_TOL, MAX_PASSES, bits_of, tile_for
@@ -29,31 +29,8 @@ from uotlib.solver import solve
 
 pytest.importorskip("triton", reason="needs triton: pip install triton")
 
-ON_GPU = torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1"
-DEVICE = torch.device("cuda" if ON_GPU else "cpu")
 if ON_GPU:
     pytestmark = pytest.mark.gpu
-
-INF = math.inf
-FIELDS = ("f", "g", "row_mass", "col_mass", "violation", "gap")
-
-
-def by(backend: str, case: Case, **settings) -> uotlib.Solution:
-    moved = case.but(cost=case.cost.to(DEVICE), a=case.a.to(DEVICE), b=case.b.to(DEVICE))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        return moved.solve(backend=backend, **settings)
-
-
-def assert_same_way(case: Case, atol: float = 1e-9, **settings) -> uotlib.Solution:
-    """The kernel and the loop in Python take the same passes to the same pair."""
-    small, python = by("triton", case, **settings), by("reference", case, **settings)
-    assert torch.equal(small.n_iter, python.n_iter)
-    assert torch.equal(small.converged, python.converged)
-    for name in FIELDS:
-        torch.testing.assert_close(getattr(small, name), getattr(python, name), rtol=1e-6, atol=atol, equal_nan=True)
-    return small
-
 
 def single(case: Case) -> Case:
     return case.but(cost=case.cost.float(), a=case.a.float(), b=case.b.float())
@@ -65,10 +42,7 @@ def test_goes_the_same_way(reg_m, reg_type):
     assert bool(assert_same_way(draw(19, 23, reg=0.12, reg_m=reg_m, reg_type=reg_type), tol=1e-5).converged)
 
 
-@pytest.mark.parametrize("options", [{"anderson_depth": 0, "anneal_order": 0},
-                                     {"anderson_depth": 1, "anderson_start": 3, "anneal_passes": 2, "check_every": 5},
-                                     {"trust_region": 0.05, "safeguard": 1.0, "backtrack": 0.9, "anneal_factor": 0.9}],
-                         ids=str)
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_every_option_means_the_same(options):
     case = draw(11, 9, seed=3, kind="clustered", reg=0.03, reg_m=(1.0, 0.4))
     assert_same_way(case, tol=1e-4, max_iter=16, options=SolverOptions(**options))
@@ -114,11 +88,7 @@ def violation(case: Case, solution: uotlib.Solution) -> float:
 
 @pytest.mark.parametrize(("reg_type", "method"), [("kl", "auto"), ("entropy", "sinkhorn")])
 def test_points_that_take_no_part(reg_type, method):
-    """Zero masses, forbidden pairs, and rows and columns that reach nothing."""
-    case = draw(12, 15, seed=5, reg=0.2, reg_m=(0.5, 0.8), reg_type=reg_type)
-    case.cost[torch.rand(12, 15, generator=generator(6)) < 0.3] = INF
-    case.cost[3], case.cost[:, 7] = INF, INF
-    case.a[[0, 5]], case.b[[2, 11, 14]] = 0, 0
+    case = with_idle_points(draw(12, 15, seed=5, reg=0.2, reg_m=(0.5, 0.8), reg_type=reg_type))
     assert_same_way(case, method=method, tol=1e-4)
 
 
@@ -267,9 +237,6 @@ def test_captured_in_a_graph(tol):
         return BACKENDS["triton"].solve(problem, kernel.matrix, "auto", 100, tol, None, SolverOptions()).pair.g
 
     expected = step().clone()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = step()
+    graph, found = captured(step)
     graph.replay()
-    torch.cuda.synchronize()
-    assert torch.equal(captured, expected)
+    assert torch.equal(found, expected)

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import math
-import os
-import warnings
 from collections import Counter
 
 import pytest
 import torch
-from problems import Case, draw, generator
+import triton_loops
+from problems import INF, Case, draw, generator
 from synchronising import Synchronisations
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from triton_loops import DEVICE, FIELDS, ON_GPU, OPTIONS, assert_same, with_idle_points
 
 import uotlib
-from uotlib import ConvergenceWarning, CosineCost, SolverOptions
+from uotlib import CosineCost, SolverOptions
 from uotlib.backends import BACKENDS, triton_step
 from uotlib.backends.triton import TritonBackend
 from uotlib.backends.triton_small import MAX_PASSES
@@ -27,12 +27,9 @@ from uotlib.solver import solve
 
 pytest.importorskip("triton", reason="needs triton: pip install triton")
 
-ON_GPU = torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1"
-DEVICE = torch.device("cuda" if ON_GPU else "cpu")
 if ON_GPU:
     pytestmark = pytest.mark.gpu
 
-INF = math.inf
 TILE = Tile(2, 16, warps=1, stages=1, per_sm=1)
 #: No whole solves; chunks of 16 points, and two partial results added at a time, send small problems through all loops.
 TABLE = TileTable(small=(), small_float64=(), step=(TILE,), merge=Tile(2, 32, warps=1), feature_lse_float64=TILE,
@@ -40,7 +37,6 @@ TABLE = TileTable(small=(), small_float64=(), step=(TILE,), merge=Tile(2, 32, wa
 #: Rows that do not fit on chip.
 WIDE = TileTable(small=(), small_float64=(), step=(TILE,), sweep=(), sweep_float64=())
 EVERY = SolverOptions(check_every=1)
-FIELDS = ("f", "g", "row_mass", "col_mass", "violation", "gap")
 
 
 @pytest.fixture(autouse=True)
@@ -49,24 +45,11 @@ def pass_by_pass(monkeypatch):
 
 
 def by(backend: str, case: Case, **settings) -> uotlib.Solution:
-    moved = case.but(cost=case.cost.to(DEVICE), a=case.a.to(DEVICE), b=case.b.to(DEVICE))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        return moved.solve(backend=backend, **{"options": EVERY} | settings)
+    return triton_loops.by(backend, case, **{"options": EVERY} | settings)
 
 
 def assert_same_way(case: Case, atol: float = 1e-9, **settings) -> uotlib.Solution:
-    """The kernels and the loop in Python take the same passes to the same pair and certificate."""
-    step, python = by("triton", case, **settings), by("reference", case, **settings)
-    assert_same(step, python, atol)
-    return step
-
-
-def assert_same(step: uotlib.Solution, python: uotlib.Solution, atol: float = 1e-9) -> None:
-    assert torch.equal(step.n_iter, python.n_iter)
-    assert torch.equal(step.converged, python.converged)
-    for name in FIELDS:
-        torch.testing.assert_close(getattr(step, name), getattr(python, name), rtol=1e-6, atol=atol, equal_nan=True)
+    return triton_loops.assert_same_way(case, atol, **{"options": EVERY} | settings)
 
 
 @pytest.mark.parametrize(("method", "reg_type", "reg_m"), [
@@ -101,10 +84,7 @@ def test_tol_zero_runs_every_pass(method, max_iter):
     assert int(assert_same_way(case, method=method, max_iter=max_iter, tol=0).n_iter) == max_iter
 
 
-@pytest.mark.parametrize("options", [{"anderson_depth": 0, "anneal_order": 0},
-                                     {"anderson_depth": 1, "anderson_start": 3, "anneal_passes": 2, "check_every": 5},
-                                     {"trust_region": 0.05, "safeguard": 1.0, "backtrack": 0.9, "anneal_factor": 0.9}],
-                         ids=str)
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_every_option_means_the_same(options):
     case = draw(11, 17, seed=3, kind="clustered", reg=0.03, reg_m=(1.0, 0.4))
     assert_same_way(case, tol=1e-4, max_iter=8, options=SolverOptions(**options))
@@ -112,11 +92,7 @@ def test_every_option_means_the_same(options):
 
 @pytest.mark.parametrize(("reg_type", "method"), [("kl", "auto"), ("entropy", "sinkhorn")])
 def test_points_that_take_no_part(reg_type, method):
-    """Zero masses, forbidden pairs, and rows and columns that reach nothing."""
-    case = draw(12, 18, seed=5, reg=0.2, reg_m=(0.5, 0.8), reg_type=reg_type)
-    case.cost[torch.rand(12, 18, generator=generator(6)) < 0.3] = INF
-    case.cost[3], case.cost[:, 7] = INF, INF
-    case.a[[0, 5]], case.b[[2, 11, 17]] = 0, 0
+    case = with_idle_points(draw(12, 18, seed=5, reg=0.2, reg_m=(0.5, 0.8), reg_type=reg_type))
     assert_same_way(case, method=method, tol=1e-3)
 
 

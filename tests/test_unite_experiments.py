@@ -50,7 +50,7 @@ def test_log_sum_exp_and_the_library_agree(match):
 @pytest.mark.parametrize("kind", [LogSumExpMatcher, GeomLossMatcher])
 def test_a_dense_matcher_stands_in_the_place_of_the_librarys(kind):
     if kind is GeomLossMatcher:
-        pytest.importorskip("geomloss")
+        pytest.importorskip("geomloss", reason="needs geomloss: the extra test")
     match = MatchConfig(matcher="ot" if kind is GeomLossMatcher else "uot", passes=5)
     made = kind(ModelConfig(descriptor_dim=6, levels=("rgb",)), match)
     x, z = (maps(seed).float()[..., :3].requires_grad_() for seed in (1, 2))
@@ -62,7 +62,7 @@ def test_a_dense_matcher_stands_in_the_place_of_the_librarys(kind):
 
 
 def test_geomloss_finds_a_permutation():
-    pytest.importorskip("geomloss")
+    pytest.importorskip("geomloss", reason="needs geomloss: the extra test")
     z = torch.eye(12, dtype=torch.float64).reshape(1, 12, 3, 4)
     made = GeomLossMatcher(ModelConfig(descriptor_dim=12), MatchConfig(matcher="ot")).double()
     plan = made.plan(z.roll(1, 2), z)

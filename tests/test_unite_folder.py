@@ -235,8 +235,8 @@ def test_without_mirror_left_stays_left(folder):
 
 
 def test_the_setting_reaches_a_trainings_data(folder):
-    pytest.importorskip("accelerate")
-    pytest.importorskip("tensorboard")
+    pytest.importorskip("accelerate", reason="needs accelerate: the extra unite")
+    pytest.importorskip("tensorboard", reason="needs tensorboard: the extra unite")
     from examples.unite.config import preset
     from examples.unite.trainer import make_data
 

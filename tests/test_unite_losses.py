@@ -328,7 +328,8 @@ def test_files_of_every_convention(tmp_path, kind, caffe, suffix):
     if suffix == ".pth":
         torch.save(state, path)
     else:
-        pytest.importorskip("safetensors.torch").save_file({key: value.half() for key, value in state.items()}, path)
+        safetensors = pytest.importorskip("safetensors.torch", reason="needs safetensors: the extra unite")
+        safetensors.save_file({key: value.half() for key, value in state.items()}, path)
         state = {key: value.half().float() for key, value in state.items()}
     network = load_perceptual(kind, path)
     assert network.name == f"{kind}-{'caffe' if caffe else 'torchvision'}"

@@ -15,9 +15,9 @@ import pytest
 import torch
 from torch import nn
 
-pytest.importorskip("accelerate")
-pytest.importorskip("tensorboard")
-pytest.importorskip("PIL")
+pytest.importorskip("accelerate", reason="needs accelerate: the extra unite")
+pytest.importorskip("tensorboard", reason="needs tensorboard: the extra unite")
+pytest.importorskip("PIL", reason="needs pillow: the extra unite")
 
 from examples.unite import checkpoint, grids, logs, stream
 from examples.unite.checkpoint import CheckpointError

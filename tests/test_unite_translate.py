@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-pytest.importorskip("accelerate")
-pytest.importorskip("tensorboard")
+pytest.importorskip("accelerate", reason="needs accelerate: the extra unite")
+pytest.importorskip("tensorboard", reason="needs tensorboard: the extra unite")
 
 from accelerate.state import AcceleratorState
 
@@ -224,8 +224,8 @@ def test_memory_that_runs_out_has_advice_for_translating(tmp_path: Path, capsys:
 @pytest.mark.parametrize("condition", ["mask", "edges"])
 def test_avatars_written_as_files_are_translated(tmp_path: Path, condition: str) -> None:
     """From the generator to an output, by the files: conditions arrive as the data set has them."""
-    pytest.importorskip("python_avatars")
-    pytest.importorskip("resvg_py")
+    pytest.importorskip("python_avatars", reason="needs python-avatars: the extra unite")
+    pytest.importorskip("resvg_py", reason="needs resvg-py: the extra unite")
     from examples.unite import data
     from examples.unite.data.__main__ import main as data_main
 

@@ -7,10 +7,9 @@ import triton
 import triton.language as tl
 
 from . import state
-from .numerics import item_index
 from .penalty import INF, is_finite
 from .rules import deadline, log_scaling_of
-from .state import own_numbers, place_of
+from .state import own_numbers, own_problem, place_of, write_weights
 
 
 @triton.jit
@@ -32,9 +31,8 @@ def begin_kernel(rows, cols, numbers, copies, mass_a, tau_a, mass_b, tau_b, reg,
     Grid: (chunks of each problem).
     """
     b, chunk, points = place_of(chunks, BLOCK)
-    own = own_numbers(copies, chunks, OWN)
-    in_a, in_b = points < n, points < m
-    row_pitch, col_pitch = count.to(tl.int64) * n, count.to(tl.int64) * m
+    own = own_numbers(copies, OWN)
+    rows, cols, row_pitch, col_pitch, in_a, in_b = own_problem(rows, cols, n, m, count, b, points)
     shift = 0.5 * (log_of_total(mass_a + b * n, n, BLOCK) + log_of_total(mass_b + b * m, m, BLOCK))
     strength_a, strength_b = tl.load(tau_a + b), tl.load(tau_b + b)
     target = tl.load(reg + b)
@@ -47,7 +45,7 @@ def begin_kernel(rows, cols, numbers, copies, mass_a, tau_a, mass_b, tau_b, reg,
         eps = deadline(first_eps, target, max_iter * 0, max_iter)
     damping = 1.0 / (1.0 + eps / strength_a)
 
-    row_at, a = rows + b * n + points, tl.load(mass_a + b * n + points, mask=in_a, other=0.0)
+    row_at, a = rows + points, tl.load(mass_a + b * n + points, mask=in_a, other=0.0)
     log_a = tl.log(a)
     reach = tl.load(row_reach + b * n + points, mask=in_a, other=0)
     tl.store(row_at + state.ROW_REACH * row_pitch, reach.to(tl.float64), mask=in_a)
@@ -56,7 +54,7 @@ def begin_kernel(rows, cols, numbers, copies, mass_a, tau_a, mass_b, tau_b, reg,
     if ENTROPY:
         tl.store(row_at + state.OFFSET * row_pitch, log_a * damping, mask=in_a)
 
-    col_at, b_mass = cols + b * m + points, tl.load(mass_b + b * m + points, mask=in_b, other=0.0)
+    col_at, b_mass = cols + points, tl.load(mass_b + b * m + points, mask=in_b, other=0.0)
     log_b = tl.log(b_mass)
     g = tl.zeros_like(b_mass)
     if start is not None:
@@ -67,14 +65,11 @@ def begin_kernel(rows, cols, numbers, copies, mass_a, tau_a, mass_b, tau_b, reg,
         log_v = g / eps
     reach = tl.load(col_reach + b * m + points, mask=in_b, other=0)
     tl.store(col_at + state.G * col_pitch, g, mask=in_b)
-    tl.store(col_at + state.LOG_V * col_pitch, log_v, mask=in_b)
     tl.store(col_at + state.COL_REACH * col_pitch, reach.to(tl.float64), mask=in_b)
     tl.store(col_at + state.REACHED * col_pitch, tl.full((BLOCK,), 1.0, tl.float64), mask=in_b)
     tl.store(col_at + state.MASS_B * col_pitch, b_mass, mask=in_b)
     tl.store(col_at + state.LOG_B * col_pitch, log_b, mask=in_b)
-    if beta is not None:
-        own_beta = tl.load(beta + item_index(items, b) * m + points, mask=in_b, other=0.0)
-        tl.store(col_at + state.WEIGHT * col_pitch, log_v - own_beta / eps, mask=in_b)
+    write_weights(cols, col_pitch, 1, log_v, beta, items, b, m, eps, points, in_b)
     if not TEXTBOOK:
         tl.store(col_at + state.BEST_ANSWER * col_pitch, g, mask=in_b)
 

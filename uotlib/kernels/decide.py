@@ -10,8 +10,8 @@ from . import state
 from .anderson import products, push
 from .numerics import NEG_INF, half_step, item_index
 from .penalty import INF, NAN, asked, is_finite, log_sum, potential_of, relative
-from .rules import constant, level_ends, predict, read_side, stopping, translation_of
-from .state import own_numbers, place_of
+from .rules import constant, level_ends, next_level, read_side, stopping, translation_of
+from .state import own_numbers, own_problem, place_of
 
 
 @triton.jit
@@ -62,11 +62,8 @@ def decide_kernel(rows, cols, numbers, copies, sums, gram, problems, answers, n,
     Grid: (chunks of each problem).
     """
     b, chunk, points = place_of(chunks, BLOCK)
-    own = own_numbers(copies, chunks, OWN)
-    in_a, in_b = points < n, points < m
-    row_pitch, col_pitch = count.to(tl.int64) * n, count.to(tl.int64) * m
-    rows += b * n
-    cols += b * m
+    own = own_numbers(copies, OWN)
+    rows, cols, row_pitch, col_pitch, in_a, in_b = own_problem(rows, cols, n, m, count, b, points)
     tol = tol_bits.to(tl.int64).to(tl.float64, bitcast=True)
     infinite = constant(INF)
     # Every warp loads what one thread will store: all loads come before the first of the stores.
@@ -147,17 +144,12 @@ def decide_kernel(rows, cols, numbers, copies, sums, gram, problems, answers, n,
             ANNEAL_VIOLATION, ANNEAL_ACCURACY, ANNEAL_PASSES)
         following = moved
         if leaving:
-            # A level that was not solved well breaks the chain: only its own end is kept.
-            end_slot = tl.where(solved, last_end, 0)
-            known = tl.where(solved, tl.minimum(last_known + 1, ANNEAL_ORDER + 1), 1)
-            ends, ends_eps = cols + state.ENDS * col_pitch, own + state.SIZES + 2 * SLOTS
-            tl.store(ends_eps + end_slot, eps)
-            tl.store(ends + end_slot * col_pitch + points, moved, mask=in_b)
+            following, end_slot, known = next_level(
+                cols + state.ENDS * col_pitch, own + state.SIZES + 2 * SLOTS, col_pitch, last_end, last_known, solved,
+                eps, lower, moved, points, in_b, ANNEAL_ORDER)
             tl.store(own + state.KNOWN, known.to(tl.float64))
-            tl.store(own + state.END_SLOT, ((end_slot + 1) % (ANNEAL_ORDER + 1)).to(tl.float64))
-            tl.debug_barrier()
+            tl.store(own + state.END_SLOT, end_slot.to(tl.float64))
             eps = lower
-            following = predict(ends, col_pitch, ends_eps, known, eps, points, in_b)
             level_pass, best, record = 0, infinite, infinite
         if rejected | leaving:
             slot, kept, has_last = 0, 0, 0

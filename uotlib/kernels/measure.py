@@ -22,7 +22,7 @@ from .columns import merged_lse
 from .numerics import NEG_INF, half_step, item_index
 from .penalty import INF, asked, is_finite, log_total, potential_of, size_of
 from .rules import log_scaling_of, read_side
-from .state import own_numbers, place_of, write_weights
+from .state import own_numbers, own_problem, place_of, write_weights
 
 
 @triton.jit(do_not_specialize=["n", "m", "count", "chunks", "parts", "parity"])
@@ -35,11 +35,8 @@ def measure_kernel(rows, cols, numbers, copies, sums, anchors, totals, mask, bet
     that a mask (A, m) flags.  The textbook moves on to the answer at once.  Grid: (chunks of each problem).
     """
     b, chunk, points = place_of(chunks, BLOCK)
-    own = own_numbers(copies, chunks, OWN)
-    in_a, in_b = points < n, points < m
-    row_pitch, col_pitch = count.to(tl.int64) * n, count.to(tl.int64) * m
-    rows += b * n
-    cols += b * m
+    own = own_numbers(copies, OWN)
+    rows, cols, row_pitch, col_pitch, in_a, in_b = own_problem(rows, cols, n, m, count, b, points)
     eps = tl.load(own + state.OWN_EPS)
     rate_a = 1.0 / tl.load(numbers + state.TAU_A * count + b)
     rate_b = 1.0 / tl.load(numbers + state.TAU_B * count + b)

@@ -10,7 +10,7 @@ from . import state
 from .anderson import coefficients, combination
 from .numerics import NEG_INF
 from .rules import constant, log_scaling_of, read_side
-from .state import own_numbers, place_of, write_weights
+from .state import own_numbers, own_problem, place_of, write_weights
 
 #: Chunks whose partial results are read together.
 TOGETHER = tl.constexpr(4)
@@ -68,11 +68,8 @@ def move_kernel(rows, cols, numbers, copies, gram, beta, items, n, m, count, chu
     Grid: (chunks of each problem).
     """
     b, chunk, points = place_of(chunks, BLOCK)
-    own = own_numbers(copies, chunks, OWN)
-    in_a, in_b = points < n, points < m
-    row_pitch, col_pitch = count.to(tl.int64) * n, count.to(tl.int64) * m
-    rows += b * n
-    cols += b * m
+    own = own_numbers(copies, OWN)
+    rows, cols, row_pitch, col_pitch, in_a, in_b = own_problem(rows, cols, n, m, count, b, points)
     eps = tl.load(own + state.OWN_EPS)
     g_at = cols + (state.G + 1 - parity) * col_pitch + points
     g = tl.load(g_at, mask=in_b, other=0.0)

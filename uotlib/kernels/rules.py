@@ -93,6 +93,19 @@ def predict(ends, pitch, ends_eps, known, eps, points, inside):
 
 
 @triton.jit
+def next_level(ends, ends_eps, pitch, slot, known, solved, eps, lower, end, points, inside, ANNEAL_ORDER: tl.constexpr):
+    """Keep the end of a level and begin the one below: (its start, the slot of its end, how many ends are known)."""
+    # A level that was not solved well breaks the chain: only its own end is kept.
+    slot = tl.where(solved, slot, 0)
+    known = tl.where(solved, tl.minimum(known + 1, ANNEAL_ORDER + 1), 1)
+    tl.store(ends_eps + slot, eps)
+    tl.store(ends + slot * pitch + points, end, mask=inside)
+    tl.debug_barrier()
+    following = predict(ends, pitch, ends_eps, known, lower, points, inside)
+    return following, (slot + 1) % (ANNEAL_ORDER + 1), known
+
+
+@triton.jit
 def read_side(mass, log_mass, points, inside, ENTROPY: tl.constexpr):
     """(mass, log-mass, log-mass less reference, reference) of one side: read again each pass, not kept in registers."""
     value = tl.load(mass + points, mask=inside, other=0.0)

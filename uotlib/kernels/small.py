@@ -31,7 +31,7 @@ from .rules import (
     deadline,
     level_ends,
     log_scaling_of,
-    predict,
+    next_level,
     read_side,
     stopping,
     tolerance_of,
@@ -262,15 +262,9 @@ def small_solve_kernel(cost, items, mass_a, log_a, tau_a, mass_b, log_b, tau_b, 
                     ANNEAL_FACTOR, ANNEAL_VIOLATION, ANNEAL_ACCURACY, ANNEAL_PASSES)
                 following = moved
                 if leaving:
-                    # A level that was not solved well breaks the chain: only its own end is kept.
-                    end_slot = tl.where(solved, end_slot, 0)
-                    known = tl.where(solved, tl.minimum(known + 1, ANNEAL_ORDER + 1), 1)
-                    tl.store(ends_eps + end_slot, eps)
-                    tl.store(ends + end_slot * m + points, moved, mask=in_b)
-                    tl.debug_barrier()
+                    following, end_slot, known = next_level(ends, ends_eps, m, end_slot, known, solved, eps, lower,
+                                                            moved, points, in_b, ANNEAL_ORDER)
                     eps = lower
-                    following = predict(ends, m, ends_eps, known, eps, points, in_b)
-                    end_slot = (end_slot + 1) % (ANNEAL_ORDER + 1)
                     level_pass, best, record = 0, infinite, infinite
                 if rejected | leaving:
                     slot, count, has_last = 0, 0, 0

@@ -58,9 +58,16 @@ def place_of(chunks, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def own_numbers(own, chunks, OWN: tl.constexpr):
+def own_numbers(copies, OWN: tl.constexpr):
     """Where the program keeps its copy of the problem's numbers."""
-    return own + tl.program_id(0).to(tl.int64) * OWN
+    return copies + tl.program_id(0).to(tl.int64) * OWN
+
+
+@triton.jit
+def own_problem(rows, cols, n, m, count, b, points):
+    """(planes of rows and columns from this problem on, how far they are apart, which points are rows, and columns)."""
+    row_pitch, col_pitch = count.to(tl.int64) * n, count.to(tl.int64) * m
+    return rows + b * n, cols + b * m, row_pitch, col_pitch, points < n, points < m
 
 
 @triton.jit
