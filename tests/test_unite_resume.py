@@ -116,4 +116,3 @@ def test_settings_of_a_resumed_run_are_the_checkpoints(tmp_path: Path) -> None:
     assert train._changes(tmp_path, config) == ["train.steps: 1 -> 4"]
 
 
-# Stopping
