@@ -11,16 +11,9 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from examples.unite.structures import Sample
-
 from .check import LABEL_MODES, check_folder, load_picture
-from .moves import flip
-from .pairs import OneSided, Pairs, one_sided, to_tensor
-
-#: Side of the enlarged image that a crop is taken from, over the side of the crop.
-ENLARGED = 286 / 256
-#: Share of training items whose exemplar is the last one listed, the hardest.
-HARD_SHARE = 0.2
+from .listed import Listed, Loaded
+from .pairs import OneSided, one_sided, to_tensor
 
 
 def read_image(path: str | os.PathLike[str], size: int) -> Tensor:
@@ -43,13 +36,8 @@ def read_condition(path: str | os.PathLike[str], size: int, channels: int) -> Te
     return _condition_tensor(loaded, channels)
 
 
-class Folder(Pairs):
-    """Pairs of a folder.
-
-    Training: image and condition are resized to 286 / 256 of ``size`` (bicubic; class ids nearest), cropped at random
-    and mirrored at random, the exemplar with a crop and a mirror of its own.  With probability 1 - ``pseudo_share`` the
-    exemplar is a listed one: the last (hardest) in 0.2 of all items, else the first.  Otherwise it is the truth itself
-    with another crop: a pseudo pair.  Split "test": the whole image and the first exemplar.
+class Folder(Listed):
+    """Pairs of a folder, drawn as `Listed` says.
 
     Args:
         root: The folder.
@@ -71,43 +59,17 @@ class Folder(Pairs):
         self.class_names = self.listing.class_names
         self.condition_channels = 3 if self.class_names is None else len(self.class_names)
 
-    def __len__(self) -> int:
-        return len(self.rows)
+    def load(self, name: str, size: int) -> Loaded:
+        return _pixels(self.listing.images[name], size), _condition(self.listing.conditions[name], size)
 
-    def __getitem__(self, index: int) -> Sample:
-        index = self._checked(index)
-        (image, condition), (exemplar, exemplar_condition), pseudo = self._pair(index)
-        return Sample(condition=_condition_tensor(condition, self.condition_channels), image=to_tensor(image),
-                      exemplar=to_tensor(exemplar), self_reference=pseudo, name=self.rows[index][0],
-                      exemplar_condition=_condition_tensor(exemplar_condition, self.condition_channels))
+    def tensor(self, condition: np.ndarray) -> Tensor:
+        return _condition_tensor(condition, self.condition_channels)
 
     def one_sided(self, index: int) -> OneSided:
         if self.class_names is None:
             raise ValueError("one_sided needs class ids as conditions, and those of this folder are RGB images")
-        (_, condition), (_, exemplar_condition), _ = self._pair(self._checked(index))
+        (_, condition), (_, exemplar_condition), _ = self.pair(self._checked(index))
         return one_sided(condition, exemplar_condition, self.class_names)
-
-    def _pair(self, index: int) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray], bool]:
-        name, exemplars = self.rows[index]
-        if not self.training:
-            return self._load(name, self.size), self._load(exemplars[0], self.size), False
-        rng = self.draw(index)
-        p, real = rng.random(), 1 - self.pseudo_share
-        pseudo = bool(p >= real)
-        large = round(self.size * ENLARGED)
-        target = self._load(name, large)
-        given = target if pseudo else self._load(exemplars[-1 if p < HARD_SHARE else 0], large)
-        return self._cropped(rng, *target), self._cropped(rng, *given), pseudo
-
-    def _load(self, name: str, size: int) -> tuple[np.ndarray, np.ndarray]:
-        return _pixels(self.listing.images[name], size), _condition(self.listing.conditions[name], size)
-
-    def _cropped(self, rng: np.random.Generator, image: np.ndarray,
-                 condition: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        y, x = (int(rng.integers(side - self.size + 1)) for side in image.shape[:2])
-        window = slice(y, y + self.size), slice(x, x + self.size)
-        mirrored = rng.random() < 0.5 and self.mirror
-        return flip(image[window], condition[window]) if mirrored else (image[window], condition[window])
 
 
 def _pixels(file: Path, size: int) -> np.ndarray:
