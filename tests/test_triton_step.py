@@ -287,3 +287,18 @@ def test_chunks_of_long_vectors():
     assert table.step_tile(STEP_CHUNKS * short.cols) == short
     assert table.step_tile(STEP_CHUNKS * short.cols + 1) == long
     assert table.step_tile(1 << 20) == long
+
+
+def test_launches_on_any_plane_are_one_compiled_kernel(monkeypatch):
+    """Triton compiles anew for a pointer that is no multiple of 16 bytes: none is, with odd numbers of everything."""
+    seen = []
+    monkeypatch.setattr(triton_step, "reading_of", lambda *given, of=triton_step.reading_of: (
+        seen.append(given[-1]), of(*given))[1])
+    case = draw(5, 7, batch=(5,), reg=torch.tensor([0.5, 0.4, 0.3, 0.1, 0.02], dtype=torch.float64))
+    by("triton", case, tol=1e-3)
+    counts = [state.count for state in seen]
+    assert counts[0] == 5
+    assert {1, 3} & set(counts)
+    for state in seen:
+        for of in (state.rows, state.cols, state.numbers):
+            assert all(plane.data_ptr() % 16 == 0 for plane in of)

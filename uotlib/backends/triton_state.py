@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -37,8 +38,8 @@ class State:
     """What one pass leaves to the next, of A problems.
 
     Args:
-        rows, cols: Planes of vectors, (., A, n) and (., A, m), float64.
-        numbers: (., A), float64.
+        rows, cols: Planes of vectors, (., A, n) and (., A, m), float64, each a multiple of 16 bytes from the next.
+        numbers: (., A), float64, likewise.
         own: Copies of each program, (A, chunks, .), float64.
         problems: Which problems of the batch these are, (A,); None for all in order.
         items: The same of entries of the cost's batch.
@@ -58,10 +59,10 @@ class State:
         """Memory for all problems of the batch, which `begin_kernel` fills."""
         at = planes()
         batch, n, m = problem.batch, gibbs.n, gibbs.m
-        empty = problem.reg.new_empty
-        return cls(empty(at.ROW_PLANES, batch, n), empty(size.columns, batch, m), empty(at.NUMBERS, batch),
-                   problem.reg.new_zeros(batch, chunks, size.own), None, gibbs.items_of(None),
-                   problem.reg_type == "entropy")
+        like = problem.reg
+        return cls(_planes(like, at.ROW_PLANES, batch, n), _planes(like, size.columns, batch, m),
+                   _planes(like, at.NUMBERS, batch), like.new_zeros(batch, chunks, size.own), None,
+                   gibbs.items_of(None), problem.reg_type == "entropy")
 
     @property
     def count(self) -> int:
@@ -78,9 +79,8 @@ class State:
     def select(self, kept: Tensor, gibbs: GibbsKernel) -> State:
         """These of the problems alone."""
         problems = kept if self.problems is None else self.problems[kept]
-        return State(self.rows.index_select(1, kept), self.cols.index_select(1, kept),
-                     self.numbers.index_select(1, kept), self.own.index_select(0, kept), problems,
-                     gibbs.items_of(problems), self.entropy)
+        return State(_selected(self.rows, kept), _selected(self.cols, kept), _selected(self.numbers, kept),
+                     self.own.index_select(0, kept), problems, gibbs.items_of(problems), self.entropy)
 
     @lazy
     def row_lse(self) -> tuple[Tensor, ...]:
@@ -133,3 +133,15 @@ class State:
     @staticmethod
     def _pair(of: Tensor, plane: int) -> tuple[Tensor, ...]:
         return of[plane : plane + 2].unbind()
+
+
+def _planes(like: Tensor, count: int, *shape: int) -> Tensor:
+    """Memory for planes of this shape, a multiple of 16 bytes apart (`uotlib.kernels.state.pitch_of`)."""
+    pitch = prod(shape) + prod(shape) % 2
+    return like.new_empty(count, pitch)[:, : prod(shape)].view(count, *shape)
+
+
+def _selected(of: Tensor, kept: Tensor) -> Tensor:
+    """Planes of these problems alone."""
+    selected = _planes(of, of.shape[0], kept.numel(), *of.shape[2:])
+    return selected.copy_(of.index_select(1, kept))

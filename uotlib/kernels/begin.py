@@ -9,7 +9,7 @@ import triton.language as tl
 from . import state
 from .penalty import INF, is_finite
 from .rules import deadline, log_scaling_of
-from .state import own_numbers, own_problem, place_of, write_weights
+from .state import own_numbers, own_problem, pitch_of, place_of, write_weights
 
 
 @triton.jit
@@ -33,6 +33,7 @@ def begin_kernel(rows, cols, numbers, copies, mass_a, tau_a, mass_b, tau_b, reg,
     b, chunk, points = place_of(chunks, BLOCK)
     own = own_numbers(copies, OWN)
     rows, cols, row_pitch, col_pitch, in_a, in_b = own_problem(rows, cols, n, m, count, b, points)
+    number_pitch = pitch_of(count, 1)
     shift = 0.5 * (log_of_total(mass_a + b * n, n, BLOCK) + log_of_total(mass_b + b * m, m, BLOCK))
     strength_a, strength_b = tl.load(tau_a + b), tl.load(tau_b + b)
     target = tl.load(reg + b)
@@ -80,12 +81,12 @@ def begin_kernel(rows, cols, numbers, copies, mass_a, tau_a, mass_b, tau_b, reg,
         tl.store(own + state.CONFIRMING, 1.0)
     if chunk == 0:
         numbers += b
-        tl.store(numbers + state.EPS * count, eps)
-        tl.store(numbers + (state.EPS + 1) * count, eps)  # the textbook's stays what it is
-        tl.store(numbers + state.DAMPING * count, damping)
-        tl.store(numbers + state.SHIFT * count, tl.where(is_finite(shift), shift, 0.0))
-        tl.store(numbers + state.REG * count, target)
-        tl.store(numbers + state.TAU_A * count, strength_a)
-        tl.store(numbers + state.TAU_B * count, strength_b)
-        tl.store(numbers + state.FIRST_EPS * count, first_eps)
-        tl.store(numbers + state.SPREAD * count, scale)
+        tl.store(numbers + state.EPS * number_pitch, eps)
+        tl.store(numbers + (state.EPS + 1) * number_pitch, eps)  # the textbook's stays what it is
+        tl.store(numbers + state.DAMPING * number_pitch, damping)
+        tl.store(numbers + state.SHIFT * number_pitch, tl.where(is_finite(shift), shift, 0.0))
+        tl.store(numbers + state.REG * number_pitch, target)
+        tl.store(numbers + state.TAU_A * number_pitch, strength_a)
+        tl.store(numbers + state.TAU_B * number_pitch, strength_b)
+        tl.store(numbers + state.FIRST_EPS * number_pitch, first_eps)
+        tl.store(numbers + state.SPREAD * number_pitch, scale)

@@ -11,7 +11,7 @@ from .anderson import products, push
 from .numerics import NEG_INF, half_step, item_index
 from .penalty import INF, NAN, asked, is_finite, log_sum, potential_of, relative
 from .rules import constant, level_ends, next_level, read_side, stopping, translation_of
-from .state import own_numbers, own_problem, place_of
+from .state import own_numbers, own_problem, pitch_of, place_of
 
 
 @triton.jit
@@ -64,6 +64,7 @@ def decide_kernel(rows, cols, numbers, copies, sums, gram, problems, answers, n,
     b, chunk, points = place_of(chunks, BLOCK)
     own = own_numbers(copies, OWN)
     rows, cols, row_pitch, col_pitch, in_a, in_b = own_problem(rows, cols, n, m, count, b, points)
+    number_pitch = pitch_of(count, 1)
     tol = tol_bits.to(tl.int64).to(tl.float64, bitcast=True)
     infinite = constant(INF)
     # Every warp loads what one thread will store: all loads come before the first of the stores.
@@ -75,9 +76,9 @@ def decide_kernel(rows, cols, numbers, copies, sums, gram, problems, answers, n,
         slot, kept = tl.load(own + state.SLOT).to(tl.int32), tl.load(own + state.COUNT).to(tl.int32)
         has_last, accelerates = tl.load(own + state.HAS_LAST).to(tl.int32), 0
     tl.debug_barrier()
-    reg = tl.load(numbers + state.REG * count + b)
-    rate_a = 1.0 / tl.load(numbers + state.TAU_A * count + b)
-    rate_b = 1.0 / tl.load(numbers + state.TAU_B * count + b)
+    reg = tl.load(numbers + state.REG * number_pitch + b)
+    rate_a = 1.0 / tl.load(numbers + state.TAU_A * number_pitch + b)
+    rate_b = 1.0 / tl.load(numbers + state.TAU_B * number_pitch + b)
     one_sided = (rate_b == 0.0) & (rate_a > 0.0)
 
     sums += b * chunks
@@ -90,8 +91,8 @@ def decide_kernel(rows, cols, numbers, copies, sums, gram, problems, answers, n,
         max_iter, ROUNDOFF, SYNCHRONOUS, CHECK_EVERY)
     tl.store(own + state.RECORD_PASS, record_pass.to(tl.float64))
     if chunk == 0:
-        tl.store(numbers + state.VIOLATION * count + b, violation)
-        tl.store(numbers + state.DONE * count + b, ended.to(tl.float64))
+        tl.store(numbers + state.VIOLATION * number_pitch + b, violation)
+        tl.store(numbers + state.DONE * number_pitch + b, ended.to(tl.float64))
 
     reachable = tl.load(cols + state.REACHED * col_pitch + points, mask=in_b, other=1.0) > 0.0
     g = tl.load(cols + (state.G + parity) * col_pitch + points, mask=in_b, other=0.0)
@@ -139,8 +140,8 @@ def decide_kernel(rows, cols, numbers, copies, sums, gram, problems, answers, n,
 
         level_pass = last_level_pass + 1
         leaving, solved, lower = level_ends(
-            violation, eps, reg, tl.load(numbers + state.FIRST_EPS * count + b),
-            tl.load(numbers + state.SPREAD * count + b), at_target, level_pass, passes, max_iter, ANNEAL_FACTOR,
+            violation, eps, reg, tl.load(numbers + state.FIRST_EPS * number_pitch + b),
+            tl.load(numbers + state.SPREAD * number_pitch + b), at_target, level_pass, passes, max_iter, ANNEAL_FACTOR,
             ANNEAL_VIOLATION, ANNEAL_ACCURACY, ANNEAL_PASSES)
         following = moved
         if leaving:

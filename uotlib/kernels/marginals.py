@@ -8,7 +8,7 @@ import triton.language as tl
 
 from .columns import merged_lse
 from .numerics import NEG_INF, half_step, item_index
-from .state import COL_LSE, DAMPING, EPS, LOG_A, LOG_U, LOG_V, OFFSET, ROW_LSE, ROW_WEIGHT, SHIFT
+from .state import COL_LSE, DAMPING, EPS, LOG_A, LOG_U, LOG_V, OFFSET, ROW_LSE, ROW_WEIGHT, SHIFT, pitch_of
 from .sweep import added_slabs
 from .update import weak_columns
 
@@ -33,10 +33,10 @@ def marginals_kernel(rows, cols, numbers, partial, weak, n, m, count, slabs, blo
     program = tl.program_id(0)
     b = (program // blocks).to(tl.int64)
     block = program % blocks
-    row_pitch, col_pitch = count.to(tl.int64) * n, count.to(tl.int64) * m
+    row_pitch, col_pitch, number_pitch = pitch_of(count, n), pitch_of(count, m), pitch_of(count, 1)
     rows += b * n
-    damping = tl.load(numbers + DAMPING * count + b)
-    shift = tl.load(numbers + SHIFT * count + b)
+    damping = tl.load(numbers + DAMPING * number_pitch + b)
+    shift = tl.load(numbers + SHIFT * number_pitch + b)
     heaviest = tl.full((POINTS,), NEG_INF, tl.float64)
     for start in tl.range(0, n, POINTS, num_stages=1):
         points = start + tl.arange(0, POINTS)
@@ -73,9 +73,9 @@ def log_u_kernel(rows, numbers, anchors, totals, alpha, items, n, count, parts, 
     b = (program // blocks).to(tl.int64)
     points = program % blocks * BLOCK + tl.arange(0, BLOCK)
     inside = points < n
-    row_pitch = count.to(tl.int64) * n
-    eps = tl.load(numbers + (EPS + parity) * count + b)
-    damping = tl.load(numbers + DAMPING * count + b)
+    row_pitch, number_pitch = pitch_of(count, n), pitch_of(count, 1)
+    eps = tl.load(numbers + (EPS + parity) * number_pitch + b)
+    damping = tl.load(numbers + DAMPING * number_pitch + b)
     own = rows + b * n
     place = own + (ROW_LSE + parity) * row_pitch + points
     if anchors is None:

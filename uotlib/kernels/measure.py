@@ -22,7 +22,7 @@ from .columns import merged_lse
 from .numerics import NEG_INF, half_step, item_index
 from .penalty import INF, asked, is_finite, log_total, potential_of, size_of
 from .rules import log_scaling_of, read_side
-from .state import own_numbers, own_problem, place_of, write_weights
+from .state import own_numbers, own_problem, pitch_of, place_of, write_weights
 
 
 @triton.jit(do_not_specialize=["n", "m", "count", "chunks", "parts", "parity"])
@@ -37,9 +37,10 @@ def measure_kernel(rows, cols, numbers, copies, sums, anchors, totals, mask, bet
     b, chunk, points = place_of(chunks, BLOCK)
     own = own_numbers(copies, OWN)
     rows, cols, row_pitch, col_pitch, in_a, in_b = own_problem(rows, cols, n, m, count, b, points)
+    number_pitch = pitch_of(count, 1)
     eps = tl.load(own + state.OWN_EPS)
-    rate_a = 1.0 / tl.load(numbers + state.TAU_A * count + b)
-    rate_b = 1.0 / tl.load(numbers + state.TAU_B * count + b)
+    rate_a = 1.0 / tl.load(numbers + state.TAU_A * number_pitch + b)
+    rate_b = 1.0 / tl.load(numbers + state.TAU_B * number_pitch + b)
     damping_a, damping_b = 1.0 / (1.0 + eps * rate_a), 1.0 / (1.0 + eps * rate_b)
 
     lse_at = cols + (state.COL_LSE + parity) * col_pitch + points

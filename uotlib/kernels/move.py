@@ -10,7 +10,7 @@ from . import state
 from .anderson import coefficients, combination
 from .numerics import NEG_INF
 from .rules import constant, log_scaling_of, read_side
-from .state import own_numbers, own_problem, place_of, write_weights
+from .state import own_numbers, own_problem, pitch_of, place_of, write_weights
 
 #: Chunks whose partial results are read together.
 TOGETHER = tl.constexpr(4)
@@ -70,6 +70,7 @@ def move_kernel(rows, cols, numbers, copies, gram, beta, items, n, m, count, chu
     b, chunk, points = place_of(chunks, BLOCK)
     own = own_numbers(copies, OWN)
     rows, cols, row_pitch, col_pitch, in_a, in_b = own_problem(rows, cols, n, m, count, b, points)
+    number_pitch = pitch_of(count, 1)
     eps = tl.load(own + state.OWN_EPS)
     g_at = cols + (state.G + 1 - parity) * col_pitch + points
     g = tl.load(g_at, mask=in_b, other=0.0)
@@ -83,11 +84,11 @@ def move_kernel(rows, cols, numbers, copies, gram, beta, items, n, m, count, chu
     reachable = tl.load(cols + state.REACHED * col_pitch + points, mask=in_b, other=1.0) > 0.0
     log_v = log_scaling_of(g, b_reference, (b_mass > 0.0) & reachable, eps)
     write_weights(cols, col_pitch, parity, log_v, beta, items, b, m, eps, points, in_b)
-    rate_a = 1.0 / tl.load(numbers + state.TAU_A * count + b)
+    rate_a = 1.0 / tl.load(numbers + state.TAU_A * number_pitch + b)
     damping_a = 1.0 / (1.0 + eps * rate_a)
     if ENTROPY:
         a_log = tl.load(rows + state.LOG_A * row_pitch + points, mask=in_a, other=NEG_INF)
         tl.store(rows + state.OFFSET * row_pitch + points, a_log * damping_a, mask=in_a)
     if chunk == 0:
-        tl.store(numbers + (state.EPS + 1 - parity) * count + b, eps)
-        tl.store(numbers + state.DAMPING * count + b, damping_a)
+        tl.store(numbers + (state.EPS + 1 - parity) * number_pitch + b, eps)
+        tl.store(numbers + state.DAMPING * number_pitch + b, damping_a)

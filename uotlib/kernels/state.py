@@ -1,7 +1,8 @@
 """Where the numbers of a solve lie between its passes: vectors of columns and of rows, and numbers of each problem.
 
-A plane holds one vector of every problem still at work, (A, m) or (A, n), float64.  Where two planes follow one
-another, the pass writes that of its parity, and the other is the pass's before.
+A plane holds one vector of every problem still at work, (A, m) or (A, n), float64, and begins at a multiple of 16 bytes
+(`pitch_of`), so that a launch on any plane is the same compiled kernel.  Where two planes follow one another, the pass
+writes that of its parity, and the other is the pass's before.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -58,6 +59,12 @@ def place_of(chunks, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def pitch_of(count, points):
+    """From one plane to the next, in numbers: even."""
+    return (count.to(tl.int64) * points + 1) // 2 * 2
+
+
+@triton.jit
 def own_numbers(copies, OWN: tl.constexpr):
     """Where the program keeps its copy of the problem's numbers."""
     return copies + tl.program_id(0).to(tl.int64) * OWN
@@ -66,7 +73,7 @@ def own_numbers(copies, OWN: tl.constexpr):
 @triton.jit
 def own_problem(rows, cols, n, m, count, b, points):
     """(planes of rows and columns from this problem on, how far they are apart, which points are rows, and columns)."""
-    row_pitch, col_pitch = count.to(tl.int64) * n, count.to(tl.int64) * m
+    row_pitch, col_pitch = pitch_of(count, n), pitch_of(count, m)
     return rows + b * n, cols + b * m, row_pitch, col_pitch, points < n, points < m
 
 
