@@ -9,6 +9,7 @@ from torch import Tensor
 
 from examples.unite.structures import Sample
 
+from .lists import Row
 from .moves import flip
 from .pairs import Pairs, to_tensor
 
@@ -17,8 +18,6 @@ ENLARGED = 286 / 256
 #: Share of training items whose exemplar is the last one listed, the hardest.
 HARD_SHARE = 0.2
 
-#: A name and the names of its exemplars, the easiest first.
-Row = tuple[str, tuple[str, ...]]
 #: An image (H, W, 3) uint8 and its condition (H, W) or (H, W, C), in whatever form `Listed.tensor` takes.
 Loaded = tuple[np.ndarray, np.ndarray]
 

@@ -36,7 +36,8 @@ class Report:
         where: Lines: the official page, the archives, and what is to be done with them.
         found: Counts, in the order in which they are told.
         missing: What training cannot start without: a folder, a file, a list; one message each.
-        problems: Kind of problem, in the plural ("images without labels") -> messages, each with a file's name.
+        problems: Kind of problem, in the plural ("images without labels") -> messages, each with a file's name, in the
+            order in which they were found (the keys of a dictionary).
     """
 
     name: str
@@ -44,7 +45,7 @@ class Report:
     where: tuple[str, ...]
     found: list[Count] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
-    problems: dict[str, list[str]] = field(default_factory=dict)
+    problems: dict[str, dict[str, None]] = field(default_factory=dict)
 
     def count(self, what: str, number: int, published: int | None = None) -> None:
         """Note how many there are of something; another number than the published is no problem."""
@@ -57,9 +58,7 @@ class Report:
 
     def problem(self, kind: str, message: str) -> None:
         """Note a problem; a message that was noted already is not repeated."""
-        messages = self.problems.setdefault(kind, [])
-        if not messages or messages[-1] != message:
-            messages.append(message)
+        self.problems.setdefault(kind, {})[message] = None
 
     def decode(self, files: Iterable[Path]) -> None:
         """Read every picture, and note those that no decoder takes; a terminal sees a bar."""
@@ -86,7 +85,7 @@ class Report:
         lines = [f"missing: {message}" for message in self.missing]
         for kind, messages in self.problems.items():
             lines.append(f"{kind}: {len(messages):,}")
-            lines += [f"  {message}" for message in messages[:examples]]
+            lines += [f"  {message}" for message in list(messages)[:examples]]
             if len(messages) > examples:
                 lines.append(f"  ... and {len(messages) - examples:,} more")
         return lines
