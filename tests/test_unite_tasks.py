@@ -2,14 +2,18 @@
 
 import dataclasses
 import json
+import math
 
 import pytest
 
 from examples.unite import data, task
 from examples.unite.config import CHOICES, Config, preset
+from examples.unite.structures import collate
 
 pytest.importorskip("accelerate", reason="needs accelerate: the extra unite")
 pytest.importorskip("tensorboard", reason="needs tensorboard: the extra unite")
+
+from unite_training import SMALL, Blocks, small, start
 
 from examples.unite import train
 
@@ -98,6 +102,24 @@ def test_what_is_wrong_with_a_task_is_told_by_its_file(tmp_path, text, message):
         task.apply(preset("default"), str(tmp_path / "own.json"))
 
 
+@pytest.mark.filterwarnings("ignore:images are judged by random")
+@pytest.mark.parametrize("name", sorted(TABLE))
+def test_a_step_with_the_switches_of_a_task(name, tmp_path):
+    """Every weighted loss of the task is there, and no other."""
+    config = task.apply(small(), name)
+    for section, settings in SMALL.items():
+        config = config.replace(section, **settings)
+    config = config.replace("model", size=64).replace("loss", perceptual="random")
+    pairs = Blocks(4)
+    run = start(config, tmp_path, examples=(pairs, [pairs[0]]))
+    values = run.step([collate([pairs[0], pairs[1]])])
+    losses = {key.partition("/")[2] for key in values if key.startswith("generator/")} - {"total"}
+    weighted = {"adversarial", "discriminator_features", "pseudo", "perceptual", "contextual"}
+    assert losses == weighted | {key for key in ("consistency", "cycle", "warp_self", "mask_nll")
+                                 if setting(config, f"loss.{key}")}
+    assert all(map(math.isfinite, values.values()))
+
+
 def test_an_unknown_task(capsys):
     assert train.main(["--task", "cityscapes"]) == 1
     assert ("task must be one of ade20k, celebahq, coco, deepfashion or a JSON file, got 'cityscapes'"
@@ -117,9 +139,8 @@ def test_a_task_without_its_data_is_refused_before_anything_is_written(tmp_path,
 
 
 def test_a_condition_that_a_source_does_not_have(tmp_path):
-    for name, kind, message in (("coco", "mask", "condition must be one of layout for data coco, got 'mask'"),
-                                ("celebahq", "layout", "condition must be one of edges, landmarks for data celebahq, got"),
-                                ("folder", "edges", "condition must be one of mask for data folder, got 'edges'")):
-        with pytest.raises(ValueError, match=message):
+    for name, kind, known in (("coco", "mask", "layout"), ("celebahq", "layout", "edges, landmarks"),
+                              ("folder", "edges", "mask")):
+        with pytest.raises(ValueError, match=f"condition must be one of {known} for data {name}, got '{kind}'"):
             data.make(name, root=tmp_path, condition=kind)
     assert {field.name: field.default for field in dataclasses.fields(preset("tiny").data)}["condition"] is None
