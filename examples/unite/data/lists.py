@@ -1,0 +1,142 @@
+"""Exemplar lists, ``name,exemplar1,...,exemplarK`` a line, the easiest first: pairs.csv of a folder, and
+``ROOT/lists/train.csv`` and ``ROOT/lists/test.csv`` of the data sets that have images and no pairs.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Collection
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from .report import Report
+
+#: Endings of images, which names in a list may have or leave out.
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+#: A first line that names its columns: name,exemplar or name,exemplar1,exemplar2,...
+_HEADER = re.compile(r"name(,exemplar[ _]?\d*)+", re.IGNORECASE)
+#: Kind of problem of a line, in a `Report`.
+LINES = "lines of exemplar lists"
+
+#: A name and the names of its exemplars, the easiest first.
+Row = tuple[str, tuple[str, ...]]
+
+
+class Line(NamedTuple):
+    """A line of a list, and its number, from 1 on."""
+
+    name: str
+    exemplars: tuple[str, ...]
+    number: int
+
+
+def list_file(root: Path, split: str) -> Path:
+    """Where the list of a split is."""
+    return root / "lists" / f"{split}.csv"
+
+
+def exemplar_rows(report: Report, split: str, names: Collection[str], exemplars: Collection[str], images: Path,
+                  gallery: Path) -> tuple[Row, ...]:
+    """The list of a split of a data set, `list_file`, in the data set's own names; only what it lists is used.
+
+    A name may have a suffix and folders before it (``training/ADE_train_00000001.jpg``), with slashes of either kind.
+    What is wrong is noted in the report by file and line.  An exemplar must be one of ``exemplars``; where these are
+    another split than ``names``, no exemplar may be in both.
+
+    Args:
+        report: Of the data set; a list that is not there is noted as missing, with the command that makes one.
+        split: "train" or "test".
+        names: Of the split.
+        exemplars: Names that may be exemplars: of the training split, or ``names`` itself.
+        images: Folder of the split's images, for that command.
+        gallery: Folder of the exemplars' images, for that command.
+    """
+    file = list_file(report.root, split)
+    if not file.is_file():
+        report.miss(f"{report.short(file)}, the exemplars of split {split}; python -m examples.unite.retrieve "
+                    f"--query {images} --gallery {gallery} -k 20 -o {file} makes it"
+                    + ("; with pseudo pairs alone (train.pseudo_share=1) none is needed" if split == "train" else ""))
+        return ()
+    problems: list[str] = []
+    found = read_pairs(file, problems)
+    own = {name: name for name in names}
+    given = own if exemplars is names else {name: name for name in exemplars}
+    rows = []
+    for name, refs, line in found:
+        known = _resolved(name, own)
+        listed = [_resolved(ref, given) for ref in refs]
+        if known is None:
+            problems.append(f"{file.name}, line {line}: split {split} has no image {name!r}")
+        for ref, exemplar in zip(refs, listed, strict=True):
+            if exemplar is None and _resolved(ref, own) is not None:
+                problems.append(f"{file.name}, line {line}: {ref!r} is an image of split {split}, whose exemplars are "
+                                "of the training split")
+            elif exemplar is None:
+                problems.append(f"{file.name}, line {line}: there is no image {ref!r}")
+            elif given is not own and exemplar in own:
+                problems.append(f"{file.name}, line {line}: {ref!r} is in both splits, and so no exemplar for "
+                                f"split {split}")
+            elif exemplar == known:
+                problems.append(f"{file.name}, line {line}: {name!r} is its own exemplar")
+        if known is not None and None not in listed:
+            rows.append((known, tuple(exemplar for exemplar in listed if exemplar is not None)))
+    if not found and not problems:
+        problems.append(f"{file.name} lists no pairs")
+    for message in problems:
+        report.problem(LINES, f"{file.parent.name}/{message}")
+    report.count(f"{split} images with exemplars", len(rows))
+    return tuple(rows)
+
+
+def _resolved(text: str, known: dict[str, str]) -> str | None:
+    """The data set's own name, the longest end of a path that it knows."""
+    name = text.replace("\\", "/")
+    while name not in known:
+        _, slash, name = name.partition("/")
+        if not slash:
+            return None
+    return known[name]
+
+
+def read_pairs(file: Path, problems: list[str]) -> list[Line]:
+    """The lines of a list, names without suffixes; what is wrong goes into ``problems``."""
+    found: list[Line] = []
+    seen: dict[str, int] = {}
+    try:
+        lines = list(csv.reader(io.StringIO(read_text(file, problems), newline="")))
+    except csv.Error as error:
+        problems.append(f"{file.name} cannot be read: {error}")
+        lines = []
+    for number, cells in enumerate(lines, start=1):
+        names = [stem(cell.strip()) for cell in cells]
+        if not any(names) or (number == 1 and _HEADER.fullmatch(",".join(names))):
+            continue
+        if len(names) < 2 or not all(names):
+            problems.append(f"{file.name}, line {number}: a line is name,exemplar[,exemplar...],"
+                            f" got {','.join(cells)!r}")
+            continue
+        if names[0] in seen:
+            problems.append(f"{file.name}, line {number}: {names[0]!r} stands in line {seen[names[0]]} already")
+            continue
+        seen[names[0]] = number
+        found.append(Line(names[0], tuple(names[1:]), number))
+    return found
+
+
+def read_text(file: Path, problems: list[str]) -> str:
+    """What a file says; nothing where it is not in UTF-8, which is a problem."""
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object[:error.start].count(b"\n") + 1
+        problems.append(f"{file.name}, line {line}: not in UTF-8 (byte 0x{error.object[error.start]:02x}); save it as "
+                        "UTF-8")
+        return ""
+
+
+def stem(name: str) -> str:
+    """A name without the suffix of an image."""
+    return name[:-len(Path(name).suffix)] if Path(name).suffix.lower() in SUFFIXES else name
