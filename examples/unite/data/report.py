@@ -7,10 +7,12 @@ class then calls `Report.require`, so that training refuses with the words of th
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
+
+from PIL import Image
 
 from .check import Unreadable, load_picture
 
@@ -60,16 +62,21 @@ class Report:
         """Note a problem; a message that was noted already is not repeated."""
         self.problems.setdefault(kind, {})[message] = None
 
-    def decode(self, files: Iterable[Path]) -> None:
-        """Read every picture, and note those that no decoder takes; a terminal sees a bar."""
+    def pictures(self, files: Collection[Path]) -> Iterator[tuple[Path, Image.Image]]:
+        """Every picture, decoded whole; those that no decoder takes are noted.  A terminal sees a bar."""
         from tqdm import tqdm  # of the extra "unite"
 
         for file in tqdm(files, desc=f"{self.name}: reading pictures", disable=None):
             try:
-                load_picture(file)
+                yield file, load_picture(file)
             except (FileNotFoundError, Unreadable) as error:
                 reason = error.reason if isinstance(error, Unreadable) else "it is gone"
                 self.problem("pictures that cannot be read", f"{self.short(file)}: {reason}")
+
+    def decode(self, files: Collection[Path]) -> None:
+        """Note the pictures that no decoder takes."""
+        for _ in self.pictures(files):
+            pass
 
     def short(self, file: Path) -> str:
         """A file's name below the root."""
