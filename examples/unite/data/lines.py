@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
-
-from .pairs import OneSided
 
 
 def border(region: np.ndarray) -> np.ndarray:
@@ -41,10 +37,3 @@ def distance(places: np.ndarray, scale: float) -> np.ndarray:
         return np.ones(places.shape)
     steps = distance_transform_cdt(~places, metric="taxicab") / scale
     return np.clip(steps / 3, 0, 255) / 255
-
-
-def one_sided_lines(target: np.ndarray, exemplar: np.ndarray, names: Sequence[str]) -> OneSided:
-    """Compares the distance maps of a pair, each (H, W, lines): a line is there where its distance is 0 anywhere."""
-    here, there = ((planes == 0).any((0, 1)) for planes in (target, exemplar))
-    return OneSided(tuple(name for name, own, other in zip(names, here, there, strict=True) if own and not other),
-                    tuple(name for name, own, other in zip(names, here, there, strict=True) if other and not own))
