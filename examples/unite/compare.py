@@ -227,7 +227,7 @@ def from_run(run: Path) -> tuple[Describe, ModelConfig, MatchConfig, str, dict[s
         return model.descriptors(*features, batch.condition, batch.exemplar_condition)
 
     own = {config.match.matcher: model.matcher}
-    return describe, config.model, config.match, config.data.condition, own
+    return describe, config.model, config.match, config.data.condition or "mask", own
 
 
 def make_matchers(model: ModelConfig, match: MatchConfig, own: dict[str, Matcher]) -> dict[str, Matcher]:

@@ -22,7 +22,7 @@ CHOICES = {
     "perceptual": ("random", "vgg16", "vgg19"),
     "perceptual_layer": ("relu1_2", "relu2_2", "relu3_2", "relu4_2", "relu5_2"),
     "precision": ("no", "bf16", "fp16"),
-    "source": ("avatars", "folder"),
+    "source": ("avatars", "folder", "ade20k", "coco", "celebahq", "deepfashion"),
     "condition": ("mask", "edges", "landmarks", "layout"),
 }
 #: The transported levels of an exemplar, in the order of their plan.
@@ -35,10 +35,11 @@ class _Checked:
     def __post_init__(self) -> None:
         for item in dataclasses.fields(self):  # type: ignore[arg-type]
             value = getattr(self, item.name)
-            if item.name in CHOICES and value not in CHOICES[item.name]:
+            unset = value is None and item.default is None
+            if item.name in CHOICES and value not in CHOICES[item.name] and not unset:
                 raise ValueError(f"{item.name} must be one of {', '.join(CHOICES[item.name])}, got {value!r}")
             words = item.metadata.get("range")
-            if words is None or (value is None and item.default is None):
+            if words is None or unset:
                 continue
             if not isinstance(value, int | float) or not RANGES[words](value):
                 raise ValueError(f"{item.name} must be {words}, got {value!r}")
@@ -177,11 +178,11 @@ class TrainConfig(_Checked):
 
 @dataclass(frozen=True)
 class DataConfig(_Checked):
-    """Where examples come from; ``root`` is a folder of one's own data, or where avatars are kept."""
+    """Where examples come from; ``root`` is the data's folder, or where avatars are kept."""
 
     source: str = "avatars"
     root: str = ""
-    condition: str = "mask"
+    condition: str | None = None              # of avatars and celebahq; None: the source's usual one (data.KINDS)
     count: int | None = None                  # training examples; None: as many as there are
     mirror: bool = True                       # training images from left to right at random
 

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-#: Endings of files in ``image/``; those of ``condition/`` are PNG, which keeps class ids as they are.
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+from .lists import SUFFIXES, read_pairs, read_text
+
 LABEL_MODES = ("1", "L", "P", "I", "I;16")
-#: A first line that names its columns: name,exemplar or name,exemplar1,exemplar2,...
-_HEADER = re.compile(r"name(,exemplar[ _]?\d*)+", re.IGNORECASE)
 
 
 class FolderError(ValueError):
@@ -74,7 +69,11 @@ def check_folder(root: str | os.PathLike[str], split: str = "train") -> Listing:
     if missing:
         raise FolderError(root, missing)
     problems: list[str] = []
-    rows, wanted = _read_pairs(listed, problems)
+    rows = read_pairs(listed, problems)
+    wanted: dict[str, int] = {}
+    for row in rows:
+        for name in (row.name, *row.exemplars):
+            wanted.setdefault(name, row.number)
     classes = _read_classes(root / "classes.txt", problems)
     images, conditions, kinds, highest = {}, {}, {}, 0
     for name, line in wanted.items():
@@ -92,7 +91,7 @@ def check_folder(root: str | os.PathLike[str], split: str = "train") -> Listing:
         raise FolderError(root, problems)
     labels = "labels" in kinds.values()
     names = classes if classes is not None else tuple(f"class {i}" for i in range(highest + 1))
-    return Listing(tuple(rows), images, conditions, names if labels else None)
+    return Listing(tuple((row.name, row.exemplars) for row in rows), images, conditions, names if labels else None)
 
 
 def pairs_file(root: Path, split: str) -> Path:
@@ -101,53 +100,11 @@ def pairs_file(root: Path, split: str) -> Path:
     return test if split == "test" and test.is_file() else root / "pairs.csv"
 
 
-def _read_pairs(file: Path, problems: list[str]) -> tuple[list[tuple[str, tuple[str, ...]]], dict[str, int]]:
-    """Rows, and the line where each name first stands."""
-    rows, wanted = [], {}
-    seen: dict[str, int] = {}
-    try:
-        lines = list(csv.reader(io.StringIO(_text(file, problems), newline="")))
-    except csv.Error as error:
-        problems.append(f"{file.name} cannot be read: {error}")
-        lines = []
-    for line, cells in enumerate(lines, start=1):
-        names = [_stem(cell.strip()) for cell in cells]
-        if not any(names) or (line == 1 and _HEADER.fullmatch(",".join(names))):
-            continue
-        if len(names) < 2 or not all(names):
-            problems.append(f"{file.name}, line {line}: a line is name,exemplar[,exemplar...],"
-                            f" got {','.join(cells)!r}")
-            continue
-        if names[0] in seen:
-            problems.append(f"{file.name}, line {line}: {names[0]!r} stands in line {seen[names[0]]} already")
-            continue
-        seen[names[0]] = line
-        rows.append((names[0], tuple(names[1:])))
-        for name in names:
-            wanted.setdefault(name, line)
-    return rows, wanted
-
-
-def _text(file: Path, problems: list[str]) -> str:
-    """What a file says; nothing where it is not in UTF-8, which is a problem."""
-    try:
-        return file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = error.object[:error.start].count(b"\n") + 1
-        problems.append(f"{file.name}, line {line}: not in UTF-8 (byte 0x{error.object[error.start]:02x}); save it as "
-                        "UTF-8")
-        return ""
-
-
-def _stem(name: str) -> str:
-    return name[:-len(Path(name).suffix)] if Path(name).suffix.lower() in SUFFIXES else name
-
-
 def _read_classes(file: Path, problems: list[str]) -> tuple[str, ...] | None:
     if not file.is_file():
         return None
     before = len(problems)
-    names = tuple(line.strip() for line in _text(file, problems).splitlines())
+    names = tuple(line.strip() for line in read_text(file, problems).splitlines())
     if len(problems) > before:
         return None
     if not names or not all(names):

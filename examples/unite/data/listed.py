@@ -3,24 +3,35 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from itertools import compress
 
 import numpy as np
 from torch import Tensor
 
 from examples.unite.structures import Sample
 
+from .lists import Row
 from .moves import flip
-from .pairs import Pairs, to_tensor
+from .pairs import OneSided, Pairs, to_tensor
 
 #: Side of the enlarged image that a crop is taken from, over the side of the crop.
 ENLARGED = 286 / 256
 #: Share of training items whose exemplar is the last one listed, the hardest.
 HARD_SHARE = 0.2
 
-#: A name and the names of its exemplars, the easiest first.
-Row = tuple[str, tuple[str, ...]]
 #: An image (H, W, 3) uint8 and its condition (H, W) or (H, W, C), in whatever form `Listed.tensor` takes.
 Loaded = tuple[np.ndarray, np.ndarray]
+
+
+def first_rows(rows: tuple[Row, ...], count: int | None) -> tuple[Row, ...]:
+    """The first ``count`` rows, or all of them for None.
+
+    Raises:
+        ValueError: ``count`` is below 1.
+    """
+    if count is not None and count < 1:
+        raise ValueError(f"count must be 1 or more, got {count!r}")
+    return rows[:count]
 
 
 class Listed(Pairs):
@@ -67,6 +78,20 @@ class Listed(Pairs):
         return Sample(condition=self.tensor(condition), image=to_tensor(image), exemplar=to_tensor(exemplar),
                       exemplar_condition=self.tensor(exemplar_condition), self_reference=pseudo,
                       name=self.rows[index][0])
+
+    def one_sided(self, index: int) -> OneSided:
+        """The classes that only the target or only the exemplar of this item shows, at this epoch.
+
+        Raises:
+            ValueError: The condition's channels are no classes.
+        """
+        if self.class_names is None:
+            raise ValueError(f"one_sided needs class ids as conditions, and those of this {type(self).__name__} have "
+                             "no names of classes")
+        (_, condition), (_, exemplar_condition), _ = self.pair(self._checked(index))
+        here, there = (self.tensor(each).flatten(1).amax(1) > 0 for each in (condition, exemplar_condition))
+        target, exemplar = ((here & ~there).tolist(), (there & ~here).tolist())
+        return OneSided(tuple(compress(self.class_names, target)), tuple(compress(self.class_names, exemplar)))
 
     def pair(self, index: int) -> tuple[Loaded, Loaded, bool]:
         """Target and exemplar of an item at this epoch, and whether the pair is a pseudo pair."""

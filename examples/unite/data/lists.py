@@ -39,7 +39,7 @@ def list_file(root: Path, split: str) -> Path:
 
 
 def exemplar_rows(report: Report, split: str, names: Collection[str], exemplars: Collection[str], images: Path,
-                  gallery: Path) -> tuple[Row, ...]:
+                  gallery: Path, passed_over: Collection[str] = ()) -> tuple[Row, ...]:
     """The list of a split of a data set, `list_file`, in the data set's own names; only what it lists is used.
 
     A name may have a suffix and folders before it (``training/ADE_train_00000001.jpg``), with slashes of either kind.
@@ -53,6 +53,7 @@ def exemplar_rows(report: Report, split: str, names: Collection[str], exemplars:
         exemplars: Names that may be exemplars: of the training split, or ``names`` itself.
         images: Folder of the split's images, for that command.
         gallery: Folder of the exemplars' images, for that command.
+        passed_over: Images that are there and are not used: as if the list did not name them.
     """
     file = list_file(report.root, split)
     if not file.is_file():
@@ -60,35 +61,49 @@ def exemplar_rows(report: Report, split: str, names: Collection[str], exemplars:
                     f"--query {images} --gallery {gallery} -k 20 -o {file} makes it"
                     + ("; with pseudo pairs alone (train.pseudo_share=1) none is needed" if split == "train" else ""))
         return ()
+    if not names or not exemplars:
+        return ()  # what is missing is told already
     problems: list[str] = []
-    found = read_pairs(file, problems)
     own = {name: name for name in names}
     given = own if exemplars is names else {name: name for name in exemplars}
-    rows = []
+    unused = {name: name for name in passed_over}
+    rows, empty = [], 0
+    found = read_pairs(file, problems)
     for name, refs, line in found:
         known = _resolved(name, own)
-        listed = [_resolved(ref, given) for ref in refs]
+        if known is None and _resolved(name, unused) is not None:
+            continue
         if known is None:
             problems.append(f"{file.name}, line {line}: split {split} has no image {name!r}")
-        for ref, exemplar in zip(refs, listed, strict=True):
-            if exemplar is None and _resolved(ref, own) is not None:
-                problems.append(f"{file.name}, line {line}: {ref!r} is an image of split {split}, whose exemplars are "
-                                "of the training split")
-            elif exemplar is None:
-                problems.append(f"{file.name}, line {line}: there is no image {ref!r}")
-            elif given is not own and exemplar in own:
-                problems.append(f"{file.name}, line {line}: {ref!r} is in both splits, and so no exemplar for "
-                                f"split {split}")
-            elif exemplar == known:
-                problems.append(f"{file.name}, line {line}: {name!r} is its own exemplar")
-        if known is not None and None not in listed:
-            rows.append((known, tuple(exemplar for exemplar in listed if exemplar is not None)))
+        kept = []
+        for ref in refs:
+            exemplar = _resolved(ref, given)
+            if exemplar is not None and exemplar != known and (given is own or exemplar not in own):
+                kept.append(exemplar)
+            elif exemplar is not None or _resolved(ref, unused) is None:
+                problems.append(f"{file.name}, line {line}: {_refusal(ref, split, exemplar, known, own)}")
+        if known is not None and kept:
+            rows.append((known, tuple(kept)))
+        empty += not kept
     if not found and not problems:
         problems.append(f"{file.name} lists no pairs")
     for message in problems:
         report.problem(LINES, f"{file.parent.name}/{message}")
     report.count(f"{split} images with exemplars", len(rows))
+    if empty and not problems:
+        report.count(f"lines of {report.short(file)} without an exemplar that is used", empty)
     return tuple(rows)
+
+
+def _refusal(ref: str, split: str, exemplar: str | None, name: str | None, own: dict[str, str]) -> str:
+    """Why an image cannot be an exemplar of this name."""
+    if exemplar is not None and exemplar == name:
+        return f"{ref!r} is its own exemplar"
+    if exemplar is not None:
+        return f"{ref!r} is in both splits, and so no exemplar of split {split}"
+    if _resolved(ref, own) is not None:
+        return f"{ref!r} is an image of split {split}, whose exemplars are of the training split"
+    return f"there is no image {ref!r}"
 
 
 def _resolved(text: str, known: dict[str, str]) -> str | None:
