@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from .listed import Listed, Loaded, first_rows
-from .lists import Row, list_file, read_pairs, stem
+from .lists import Row, list_file, read_text, stem
 from .moves import flip
 from .pairs import SPLITS
 from .poses import CHANNELS, JOINTS, mirrored_planes, pose_planes, read_pose
@@ -196,7 +196,7 @@ def _garment(name: str) -> tuple[str, str]:
 
 
 def _garments(found: Report, names: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """For each name the others of the same garment."""
+    """For each name the others of the same garment; of a file that says which, only those that are in the split."""
     together = defaultdict(list)
     for name in names:
         together[_garment(name)].append(name)
@@ -205,7 +205,10 @@ def _garments(found: Report, names: Sequence[str]) -> dict[str, tuple[str, ...]]
     if not file.is_file():
         return others
     problems: list[str] = []
-    listed = {_name(name): {_name(other) for other in given} for name, given in read_pairs(file, problems)[0]}
+    listed: dict[str | None, set[str | None]] = {}
+    for line in read_text(file, problems).splitlines():
+        first, *rest = (_name(cell.strip()) for cell in line.split(","))
+        listed.setdefault(first, set()).update(rest)
     for message in problems:
         found.problem(f"lines of {SELF_PAIRS}", message)
     return {name: tuple(other for other in given if other in listed.get(name, ())) for name, given in others.items()}
