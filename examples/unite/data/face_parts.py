@@ -47,7 +47,7 @@ def edge_planes(image: np.ndarray, parts: Mapping[str, np.ndarray], scale: float
     grey = np.asarray(Image.fromarray(image).convert("L")) / 255
     canny = texture(grey, _LOW, _HIGH) & outside
     planes = [joined | canny, *(distance(each, scale) for each in borders), joined]
-    return np.stack(planes, -1).astype(np.float32)
+    return np.stack(planes).astype(np.float32).transpose(1, 2, 0)
 
 
 def point_planes(points: Sequence[Point | None], side: int, scale: float) -> np.ndarray:
