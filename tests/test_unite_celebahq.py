@@ -90,6 +90,14 @@ def test_channels_of_edges(tree):
     assert set(np.unique(planes[0])) == {0, 1}
 
 
+def test_distances_are_in_pixels_of_what_the_network_sees(tree):
+    """Also in the enlarged picture, of which the network sees a window."""
+    for condition, first in (("edges", 1), ("landmarks", 3)):
+        _, planes = CelebAHQ(root=tree, size=SIDE, condition=condition).load("3", 54)
+        steps = planes[..., first]
+        assert steps[steps > 0].min() == pytest.approx(256 / SIDE / 3 / 255)
+
+
 def test_a_picture_has_edges():
     """Of one step from black to white Canny finds a line; hair's edges are kept, though it lies over skin."""
     grey = np.zeros((32, 32))

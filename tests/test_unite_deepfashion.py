@@ -139,6 +139,22 @@ def test_the_figure_and_its_distances():
     assert (planes[..., 4:20] == 1).all()
 
 
+def test_limbs_and_joints_are_in_the_published_order():
+    """OpenPose's numbers from 1 on; of its 19 limbs those of shoulders and ears are not drawn."""
+    assert [(start + 1, end + 1) for start, end in LIMBS] == [
+        (2, 3), (2, 6), (3, 4), (4, 5), (6, 7), (7, 8), (2, 9), (9, 10), (10, 11), (2, 12), (12, 13), (13, 14), (2, 1),
+        (1, 15), (15, 17), (1, 16), (16, 18)]
+    assert (JOINTS[2], JOINTS[5], JOINTS[8], JOINTS[14], JOINTS[17]) == ("r_shoulder", "l_shoulder", "r_hip", "r_eye",
+                                                                         "l_ear")
+
+
+def test_distances_are_in_pixels_of_what_the_network_sees(tree):
+    """Also in the enlarged picture, of which the network sees a window."""
+    _, planes = DeepFashion(root=tree, size=SIDE).load(TRAINING[0], 54)
+    steps = planes[..., 3]
+    assert steps[steps > 0].min() == pytest.approx(256 / SIDE / 3 / 255)
+
+
 def test_mirrored_limbs_and_colours():
     """A mirrored pose is the pose of mirrored joints whose names of sides are exchanged."""
     planes = pose_planes(points(), SIDE, SIDE / 256)
