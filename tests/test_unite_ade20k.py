@@ -98,7 +98,8 @@ def test_with_pseudo_pairs_alone_no_list_is_needed(tree):
     assert len(pairs) == 4
     assert all(pairs[index].self_reference for index in range(4))
     with pytest.raises(DataError, match=r"missing: lists/train\.csv.*python -m examples\.unite\.retrieve --query "
-                                        r".*images/training --gallery .*images/training -k 20 -o .*lists/train\.csv"):
+                                        r"\S+/images/training --gallery \S+/images/training --suffix \.jpg -k 20 "
+                                        r"-o \S+/lists/train\.csv makes it; with pseudo pairs alone"):
         ADE20K(root=tree, size=36)
     assert len(ADE20K(root=tree, size=36, split="test", pseudo_share=0)) == 2
 

@@ -147,7 +147,7 @@ def test_the_choice_of_exemplars(tree):
     alone = COCO(root=tree, size=SIDE, pseudo_share=1)
     assert [name for name, _ in alone.rows] == ["000000000001", "000000000002", "000000000005"]
     assert alone[2].self_reference
-    with pytest.raises(DataError, match=r"lists/train\.csv.*retrieve --query \S+/train2017 --gallery \S+/train2017 -k"):
+    with pytest.raises(DataError, match=r"lists/train\.csv.*retrieve --query \S+/train2017 --gallery \S+/train2017"):
         COCO(root=tree, size=SIDE)
 
 

@@ -47,7 +47,8 @@ def test_the_command_refuses_by_name(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert f"no checkpoint in {tmp_path}" in says("--resume")
     assert "unknown setting train.bach" in says("--set", "train.bach=3")
     assert "train.steps must be a whole number, got 'many'" in says("--steps", "many")
-    assert "source must be one of avatars, folder, ade20k, coco, celebahq, deepfashion, got 'faces'" in says("--data", "faces")
+    assert "source must be one of avatars, folder, ade20k, coco, celebahq, deepfashion, got 'faces'" in says(
+        "--data", "faces")
     assert "fp16 needs a GPU" in says("--precision", "fp16")
     if not torch.cuda.is_available():
         assert "torch sees no GPU" in says("--device", "cuda")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from . import checkpoint
+from . import checkpoint, task
 from .checkpoint import CheckpointError
 from .config import CHOICES, PRESETS, Config, preset
 from .diagnosis import TrainingError
@@ -21,9 +21,10 @@ from .trainer import Trainer
 
 #: Shorthands: flag, setting, help.
 FLAGS = (
-    ("data", "data.source", "avatars (drawn by seed) or folder (one's own)"),
-    ("root", "data.root", "folder of one's own data, or where avatars are kept"),
-    ("condition", "data.condition", "what avatars are drawn from: " + ", ".join(CHOICES["condition"])),
+    ("data", "data.source", "avatars (drawn by seed), folder (one's own) or a data set: "
+     + ", ".join(CHOICES["source"][2:])),
+    ("root", "data.root", "folder of the data, or where avatars are kept"),
+    ("condition", "data.condition", "of avatars " + ", ".join(CHOICES["condition"]) + "; of celebahq edges, landmarks"),
     ("size", "model.size", "side of the images in pixels"),
     ("steps", "train.steps", "updates of each network"),
     ("batch", "train.batch", "examples in a batch"),
@@ -42,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     try:
         config = configure(options)
-        out = options.out if options.out is not None else Path("out/unite") / config.preset
+        out = options.out if options.out is not None else _folder(options, config.preset)
         if not options.resume and checkpoint.saved(out / "checkpoints"):
             raise CheckpointError(f"{out} holds a run already: --resume goes on with it, --out names another folder")
         if options.resume:
@@ -73,12 +74,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def configure(options: argparse.Namespace) -> Config:
-    """The configuration that flags ask for: a preset's, or on ``--resume`` the checkpoint's, with their changes."""
-    if options.resume and options.preset is None:
-        folder = (options.out or Path("out/unite/tiny")) / "checkpoints"
+    """The configuration that flags ask for: a preset's, a task's over it, or on ``--resume`` with neither of them the
+    checkpoint's, with the flags' changes.
+    """
+    if options.resume and options.preset is None and options.task is None:
+        folder = (options.out or _folder(options, "tiny")) / "checkpoints"
         config = Config.from_dict(checkpoint.load(checkpoint.latest(folder))["config"])
     else:
-        config = preset(options.preset or "tiny")
+        config = preset(options.preset or ("tiny" if options.task is None else "default"))
+    if options.task is not None:
+        config = task.apply(config, options.task)
     for flag, setting, _ in FLAGS:
         value = getattr(options, flag)
         if value is not None:
@@ -86,6 +91,11 @@ def configure(options: argparse.Namespace) -> Config:
     for text in options.set:
         config = assign(config, text)
     return config
+
+
+def _folder(options: argparse.Namespace, name: str) -> Path:
+    """Where a run goes that no folder was named for: by its task, else by its preset."""
+    return Path("out/unite") / (name if options.task is None else Path(options.task).stem)
 
 
 def _changes(out: Path, config: Config) -> list[str]:
@@ -119,12 +129,14 @@ def _summary(out: Path, seconds: float) -> list[str]:
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m examples.unite.train", description=__doc__.split(": ", 1)[1])
-    parser.add_argument("--preset", choices=PRESETS, help="named settings (tiny)")
+    parser.add_argument("--preset", choices=PRESETS, help="named settings (tiny; with a task default)")
+    parser.add_argument("--task", metavar="NAME", help="settings over the preset (default): "
+                        f"{', '.join(task.names())}, or a JSON file of one's own")
     for flag, setting, words in FLAGS:
         parser.add_argument(f"--{flag}", help=f"{words} ({setting})")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.NAME=VALUE",
                         help="any other setting of config.py, as often as needed")
-    parser.add_argument("--out", type=Path, help="the run's folder (out/unite/PRESET)")
+    parser.add_argument("--out", type=Path, help="the run's folder (out/unite/ and the preset's or the task's name)")
     parser.add_argument("--resume", action="store_true",
                         help="go on from the newest checkpoint of --out, with its settings and what is given here")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (%(default)s)")

@@ -58,7 +58,7 @@ def make(name: str, *, root: str | os.PathLike[str] | None = None, size: int = 6
         raise ValueError(f"data must be one of {', '.join(NAMES)}, got {name!r}")
     condition = condition or KINDS[name][0]
     if condition not in KINDS[name]:
-        raise ValueError(f"condition of {name} must be {' or '.join(KINDS[name])}, got {condition!r}")
+        raise ValueError(f"condition must be one of {', '.join(KINDS[name])} for data {name}, got {condition!r}")
     if name == "avatars":
         from .avatars import Avatars
 

@@ -16,16 +16,16 @@ import torch
 from examples.unite.grids import colour, grid, write_png
 from examples.unite.structures import collate
 
-from . import NAMES, make
-from .conditions import CONDITIONS
+from . import KINDS, NAMES, make
+from .listed import Listed
 from .pairs import SPLITS, Pairs
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m examples.unite.data", description=__doc__)
     parser.add_argument("--data", choices=NAMES, default="avatars")
-    parser.add_argument("--root", default=None, help="the folder of one's own data, or the avatars' cache")
-    parser.add_argument("--condition", choices=tuple(CONDITIONS), default="mask", help="of avatars")
+    parser.add_argument("--root", default=None, help="the folder of the data, or the avatars' cache")
+    parser.add_argument("--condition", choices=KINDS["avatars"], help="of avatars, and of celebahq edges or landmarks")
     parser.add_argument("--split", choices=SPLITS, default="train")
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--count", type=int, default=8, help="pairs to draw")
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                         help="write the avatars as condition/, image/ and pairs.csv instead of the picture")
     options = parser.parse_args(argv)
     if options.export and options.data != "avatars":
-        parser.error("--export writes avatars; --data folder is files already")
+        parser.error(f"--export writes avatars; --data {options.data} is files already")
     try:
         pairs = make(options.data, root=options.root, size=options.size, split=options.split, seed=options.seed,
                      condition=options.condition, pseudo_share=options.pseudo_share, count=options.count)
@@ -48,14 +48,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.export:
         return _exported(pairs, options.out)
     start = time.perf_counter()
-    samples = [pairs[index] for index in range(len(pairs))]
+    try:
+        samples = [pairs[index] for index in range(len(pairs))]
+    except (ValueError, OSError) as error:  # of a file that is read for the first time
+        print(error, file=sys.stderr)
+        return 1
     seconds = time.perf_counter() - start
     batch = collate(samples)
-    kind = options.condition if options.data == "avatars" else ""
+    kind = options.condition or KINDS[options.data][0]
     tiles = {"condition": shown(batch.condition, kind), "exemplar's": shown(batch.exemplar_condition, kind),
              "exemplar": batch.exemplar, "truth": batch.image}
     options.out.mkdir(parents=True, exist_ok=True)
-    file = options.out / f"{'-'.join(filter(None, (options.data, kind, options.split)))}.png"
+    name = (options.data, kind, options.split) if len(KINDS[options.data]) > 1 else (options.data, options.split)
+    file = options.out / f"{'-'.join(name)}.png"
     write_png(file, grid(tiles))
     for index, sample in enumerate(samples):
         print(f"{sample.name}: {'pseudo pair' if sample.self_reference else 'pair'}{_sides(pairs, index)}")
@@ -86,8 +91,8 @@ def shown(condition: torch.Tensor, kind: str) -> torch.Tensor:
     return colour(condition)
 
 
-def _sides(pairs: object, index: int) -> str:
-    if getattr(pairs, "listing", None) is not None and pairs.class_names is None:
+def _sides(pairs: Pairs, index: int) -> str:
+    if isinstance(pairs, Listed) and pairs.class_names is None:
         return ""
     here, there = pairs.one_sided(index)
     return "".join(f"; {side} only: {', '.join(names)}" for side, names in (("target", here), ("exemplar", there))

@@ -158,9 +158,18 @@ def _stored(file: Path, size: int) -> tuple[np.ndarray, np.ndarray] | None:
     return (images, parts) if whole and images.dtype == parts.dtype == np.uint8 else None
 
 
-def _key(size: int) -> str:
+def packages() -> list[str]:
+    """Versions of the packages that draw avatars.
+
+    Raises:
+        ModuleNotFoundError: One of them is not installed.
+    """
     try:
-        versions = [metadata.version(name) for name in ("python-avatars", "resvg-py")]
+        return [metadata.version(name) for name in ("python-avatars", "resvg-py")]
     except metadata.PackageNotFoundError as error:
         raise ModuleNotFoundError(f"avatars need the package {error.name}: pip install 'uotlib[unite]'") from error
-    return f"{size}px-avatars{versions[0]}-resvg{versions[1]}-r{render.REVISION}"
+
+
+def _key(size: int) -> str:
+    drawing, painting = packages()
+    return f"{size}px-avatars{drawing}-resvg{painting}-r{render.REVISION}"

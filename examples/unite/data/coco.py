@@ -50,8 +50,8 @@ class COCO(Listed):
 
     A box fills channel category_id.  Channel 0 is 1 where there is no box at all.  (The authors' code sets it wherever
     some box is absent, which is nearly everywhere: a channel that says nothing, and the mask loss, which leaves out
-    what is class 0, would leave out everything.)  Boxes become a map before the mirror, which then takes image and map
-    together.
+    what is class 0, would leave out everything.)  Where boxes overlap, that loss counts the lowest id: things before
+    stuff, which lies behind them.  Boxes become a map before the mirror, which then takes image and map together.
 
     Args:
         root: The folder.

@@ -58,7 +58,7 @@ def exemplar_rows(report: Report, split: str, names: Collection[str], exemplars:
     file = list_file(report.root, split)
     if not file.is_file():
         report.miss(f"{report.short(file)}, the exemplars of split {split}; python -m examples.unite.retrieve "
-                    f"--query {images} --gallery {gallery} -k 20 -o {file} makes it"
+                    f"--query {images} --gallery {gallery} --suffix .jpg -k 20 -o {file} makes it"
                     + ("; with pseudo pairs alone (train.pseudo_share=1) none is needed" if split == "train" else ""))
         return ()
     if not names or not exemplars:
