@@ -92,6 +92,12 @@ def test_crops_and_mirrors_keep_class_ids_and_image_together(tree):
     assert len(whole) > 4  # some of them were mirrored
 
 
+def test_an_image_that_is_listed_as_its_own_exemplar_is_left_out_and_counted(tree):
+    write_list(tree, "train", "ADE_train_00000001,ADE_train_00000001,ADE_train_00000003\n")
+    assert ADE20K(root=tree, size=36).rows == (("ADE_train_00000001", ("ADE_train_00000003",)),)
+    assert "exemplars of lists/train.csv that are the image itself, left out: 1" in " ".join(report(tree).lines())
+
+
 def test_with_pseudo_pairs_alone_no_list_is_needed(tree):
     (tree / "lists/train.csv").unlink()
     pairs = ADE20K(root=tree, size=36, pseudo_share=1)
@@ -141,7 +147,7 @@ DEFECTS = {
     "unknown exemplar": (lambda tree: write_list(tree, "train", "ADE_train_00000001,ADE_val_00000001\n"),
                          r"lists/train\.csv, line 1: there is no image 'ADE_val_00000001'"),
     "itself": (lambda tree: write_list(tree, "train", "ADE_train_00000001,training/ADE_train_00000001.jpg\n"),
-               r"lists/train\.csv, line 1: 'training/ADE_train_00000001' is its own exemplar"),
+               r"lists/train\.csv lists no exemplar that is used"),
     "no exemplar": (lambda tree: write_list(tree, "train", "\nADE_train_00000001\n"),
                     r"lists/train\.csv, line 2: a line is name,exemplar"),
     "empty list": (lambda tree: write_list(tree, "train", "name,exemplar\n"), r"train\.csv lists no pairs"),

@@ -128,7 +128,8 @@ def _visible(folder: Path) -> list[Path]:
 
 def _rows(found: Report, split: str, splits: dict[str, dict[str, _Files]]) -> tuple[Row, ...]:
     images, gallery = (found.root / "images" / FOLDERS[each] for each in (split, "train"))
-    return exemplar_rows(found, split, splits[split], splits["train"], images, gallery)
+    return exemplar_rows(found, split, splits[split], splits["train"],
+                         f"--query {images} --gallery {gallery} --suffix .jpg")
 
 
 def _check_labels(found: Report, file: Path, picture: Image.Image, size: tuple[int, int] | None) -> None:

@@ -29,8 +29,7 @@ WHERE = (
     f"https://github.com/switchablenorms/CelebAMask-HQ: CelebAMask-HQ.zip has {IMAGES}/ and {MASKS}/",
     "train.txt and val.txt: ids, one a line; the authors' are the first columns of celebahq_ref.txt and "
     "celebahq_ref_test.txt in the folder data of https://github.com/fnzhan/UNITE, without .jpg",
-    "lists/train.csv and lists/test.csv: these two files, or what python -m examples.unite.retrieve finds; 17 lines of "
-    "the first begin with an image and itself: sed -E 's/^([0-9]+.jpg),\\1,/\\1,/' celebahq_ref.txt > lists/train.csv",
+    "lists/train.csv and lists/test.csv: these two files, or what python -m examples.unite.retrieve finds",
 )
 
 

@@ -170,4 +170,4 @@ def _check_categories(found: Report, name: str, boxes: Boxes) -> None:
 
 def _rows(found: Report, split: str, layouts: dict[str, _Layout], left_out: set[str]) -> tuple[Row, ...]:
     images = found.root / "image" / FOLDERS[split]
-    return exemplar_rows(found, split, layouts, layouts, images, images, left_out)
+    return exemplar_rows(found, split, layouts, layouts, f"--query {images} --gallery {images} --suffix .jpg", left_out)

@@ -38,27 +38,27 @@ def list_file(root: Path, split: str) -> Path:
     return root / "lists" / f"{split}.csv"
 
 
-def exemplar_rows(report: Report, split: str, names: Collection[str], exemplars: Collection[str], images: Path,
-                  gallery: Path, passed_over: Collection[str] = ()) -> tuple[Row, ...]:
+def exemplar_rows(report: Report, split: str, names: Collection[str], exemplars: Collection[str], retrieval: str,
+                  passed_over: Collection[str] = ()) -> tuple[Row, ...]:
     """The list of a split of a data set, `list_file`, in the data set's own names; only what it lists is used.
 
     A name may have a suffix and folders before it (``training/ADE_train_00000001.jpg``), with slashes of either kind.
     What is wrong is noted in the report by file and line.  An exemplar must be one of ``exemplars``; where these are
-    another split than ``names``, no exemplar may be in both.
+    another split than ``names``, no exemplar may be in both.  An image that is listed as its own exemplar, as some are
+    in the authors' lists, is left out and counted.
 
     Args:
         report: Of the data set; a list that is not there is noted as missing, with the command that makes one.
         split: "train" or "test".
         names: Of the split.
         exemplars: Names that may be exemplars: of the training split, or ``names`` itself.
-        images: Folder of the split's images, for that command.
-        gallery: Folder of the exemplars' images, for that command.
+        retrieval: Where that command finds images and gallery: its options.
         passed_over: Images that are there and are not used: as if the list did not name them.
     """
     file = list_file(report.root, split)
     if not file.is_file():
         report.miss(f"{report.short(file)}, the exemplars of split {split}; python -m examples.unite.retrieve "
-                    f"--query {images} --gallery {gallery} --suffix .jpg -k 20 -o {file} makes it"
+                    f"{retrieval} -k 20 -o {file} makes it"
                     + ("; with pseudo pairs alone (train.pseudo_share=1) none is needed" if split == "train" else ""))
         return ()
     if not names or not exemplars:
@@ -67,7 +67,7 @@ def exemplar_rows(report: Report, split: str, names: Collection[str], exemplars:
     own = {name: name for name in names}
     given = own if exemplars is names else {name: name for name in exemplars}
     unused = {name: name for name in passed_over}
-    rows, empty = [], 0
+    rows, empty, selves = [], 0, 0
     found = read_pairs(file, problems)
     for name, refs, line in found:
         known = _resolved(name, own)
@@ -78,27 +78,31 @@ def exemplar_rows(report: Report, split: str, names: Collection[str], exemplars:
         kept = []
         for ref in refs:
             exemplar = _resolved(ref, given)
-            if exemplar is not None and exemplar != known and (given is own or exemplar not in own):
+            if exemplar is not None and exemplar == known:
+                selves += 1
+            elif exemplar is not None and (given is own or exemplar not in own):
                 kept.append(exemplar)
             elif exemplar is not None or _resolved(ref, unused) is None:
-                problems.append(f"{file.name}, line {line}: {_refusal(ref, split, exemplar, known, own)}")
+                problems.append(f"{file.name}, line {line}: {_refusal(ref, split, exemplar, own)}")
         if known is not None and kept:
             rows.append((known, tuple(kept)))
         empty += not kept
     if not found and not problems:
         problems.append(f"{file.name} lists no pairs")
+    elif not rows and not problems:
+        problems.append(f"{file.name} lists no exemplar that is used")
     for message in problems:
         report.problem(LINES, f"{file.parent.name}/{message}")
     report.count(f"{split} images with exemplars", len(rows))
+    if selves:
+        report.count(f"exemplars of {report.short(file)} that are the image itself, left out", selves)
     if empty and not problems:
         report.count(f"lines of {report.short(file)} without an exemplar that is used", empty)
     return tuple(rows)
 
 
-def _refusal(ref: str, split: str, exemplar: str | None, name: str | None, own: dict[str, str]) -> str:
-    """Why an image cannot be an exemplar of this name."""
-    if exemplar is not None and exemplar == name:
-        return f"{ref!r} is its own exemplar"
+def _refusal(ref: str, split: str, exemplar: str | None, own: dict[str, str]) -> str:
+    """Why an image cannot be an exemplar."""
     if exemplar is not None:
         return f"{ref!r} is in both splits, and so no exemplar of split {split}"
     if _resolved(ref, own) is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from .lists import Row, exemplar_rows, list_file, read_text
+from .lists import Row, exemplar_rows, read_text
 from .report import Report
 
 FILES = {"train": "train.txt", "test": "val.txt"}
@@ -53,16 +53,11 @@ def listed_rows(report: Report, split: str, splits: Mapping[str, tuple[str, ...]
         splits: Names of the training split and of ``split``.
         images: Folder where the names in the files of splits begin.
     """
-    file, (query, gallery) = list_file(report.root, split), (report.root / FILES[each] for each in (split, "train"))
-    if not file.is_file():
-        report.miss(f"{report.short(file)}, the exemplars of split {split}; python -m examples.unite.retrieve --query "
-                    f"{query} --gallery {gallery} --root {images} -k 20 -o {file} makes it"
-                    + ("; with pseudo pairs alone (train.pseudo_share=1) none is needed" if split == "train" else ""))
+    query, gallery = (report.root / FILES[each] for each in (split, "train"))
     if split == "test":
         training = set(splits["train"])
         for name in splits["test"]:
             if name in training:
                 report.problem("names in both splits", f"{name!r} is in {gallery.name} and in {query.name}")
-    if not file.is_file() or not splits["train"] or not splits[split]:
-        return ()
-    return exemplar_rows(report, split, splits[split], splits["train"], images, images)
+    return exemplar_rows(report, split, splits[split], splits["train"],
+                         f"--query {query} --gallery {gallery} --root {images} --suffix .jpg")
