@@ -93,6 +93,21 @@ def test_chunks_have_no_say(chunk: int):
     np.testing.assert_array_equal(found, expected)
 
 
+def test_no_more_than_a_chunk_is_read_at_once(monkeypatch: pytest.MonkeyPatch):
+    sizes, whole = [], Rows.read
+
+    def read(rows: Rows, first: int, last: int, device: torch.device) -> torch.Tensor:
+        found = whole(rows, first, last, device)
+        sizes.append(len(found))
+        return found
+
+    monkeypatch.setattr(Rows, "read", read)
+    rows = everything(unit_rows(50))
+    nearest(rows, rows, 5, excluded=[[]] * 50, chunk=7)
+    assert max(sizes) == 7
+    assert len(sizes) == 8 + 8 * 8
+
+
 def test_dot_products_of_float16_are_exact_in_any_order():
     rows = unit_rows(40, width=4096).astype(np.float64)
     forward = rows @ rows.T

@@ -46,7 +46,8 @@ def find_pictures(source: Path, root: Path | None = None, suffixes: Iterable[str
     first: dict[str, Path] = {}
     for name, file in found:
         if name in first:
-            raise ValueError(f"{source} has the name {name!r} twice: {first[name]} and {file}")
+            raise ValueError(f"{source} has the name {name!r} twice: {first[name]} and {file}"
+                             + ("; --suffix says which endings are images" if first[name] != file else ""))
         if Path(name).suffix.lower() in SUFFIXES:
             raise ValueError(f"{file} would stand in a list as {name!r}, whose end reads as an image's: rename it")
         first[name] = file
