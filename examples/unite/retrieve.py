@@ -87,7 +87,7 @@ def fill(cache: FeatureCache, wanted: dict[str, Path], network: PerceptualNetwor
     keys = [key for key in wanted if key not in cache]
     files = [wanted[key] for key in keys]
     loader = DataLoader(Decoded(files, size), batch_size=batch, num_workers=workers, collate_fn=list)
-    progress = Progress(0, len(loader), batch, stream, say)
+    progress = Progress(0, len(loader), min(batch, len(keys)), stream, say)
     broken: dict[str, str] = {}
     try:
         for number, found in enumerate(loader):
@@ -177,7 +177,8 @@ def _retrieve(options: argparse.Namespace) -> int:
         rows = cache.rows()
         sides = [Rows(rows, cache.places([keys[picture.file] for picture in pictures]))
                  for pictures in (queries, gallery)]
-        progress = Progress(0, -(-len(queries) // options.chunk), options.chunk, sys.stderr, _told("search"))
+        progress = Progress(0, -(-len(queries) // options.chunk), min(options.chunk, len(queries)), sys.stderr,
+                            _told("search"))
         try:
             found = nearest(*sides, options.k, excluded=exclusions(queries, gallery), chunk=options.chunk,
                             device="cpu" if device.type == "mps" else device,  # which has no float64
