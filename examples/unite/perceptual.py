@@ -10,8 +10,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-#: Convolutions of each block; nothing is wanted behind relu5_2.
+#: Convolutions of each block; losses want nothing behind relu5_2.
 BLOCKS = {"vgg16": (2, 2, 3, 3, 2), "vgg19": (2, 2, 4, 4, 2)}
+#: All convolutions, up to the last max-pool.
+WHOLE = {"vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}
 #: Channels of each block.
 WIDTHS = (64, 128, 256, 512, 512)
 #: What `PerceptualNetwork` returns: the second activation of every block.
@@ -43,6 +45,18 @@ class PerceptualNetwork(nn.Module):
         self.requires_grad_(False).eval()
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
+        return self._layers(images)[0]
+
+    def pooled(self, images: Tensor) -> Tensor:
+        """The feature after the last max-pool, (B, 3, H, W) to (B, C, H // 32, W // 32), of a ``whole`` network."""
+        if len(self.blocks[-1]) <= 2:
+            raise ValueError("the network ends at relu5_2: load_perceptual(..., whole=True) reads all of it")
+        if min(images.shape[-2:]) < 32:
+            raise ValueError(f"images must have at least 32 pixels a side, got {tuple(images.shape[-2:])}")
+        return nn.functional.max_pool2d(self._layers(images)[1], 2)
+
+    def _layers(self, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """`LAYERS`, and the last activation."""
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"images must have shape (B, 3, H, W), got {tuple(images.shape)}")
         if min(images.shape[-2:]) < 16:
@@ -58,11 +72,11 @@ class PerceptualNetwork(nn.Module):
                 x = torch.relu(convolution(x))
                 if number == 2:
                     found[f"relu{index + 1}_2"] = x
-        return found
+        return found, x
 
 
 def load_perceptual(kind: str, file: str | Path = "", device: torch.device | str = "cpu", *,
-                    seed: int = 0) -> PerceptualNetwork:
+                    seed: int = 0, whole: bool = False) -> PerceptualNetwork:
     """The network that a configuration names.
 
     Args:
@@ -71,6 +85,7 @@ def load_perceptual(kind: str, file: str | Path = "", device: torch.device | str
             (conv1_1.weight, for input in BGR).  Empty: torchvision's own download for a VGG, where it is installed.
         device: Where it goes.
         seed: Of "random".
+        whole: With the convolutions behind relu5_2 too, which `PerceptualNetwork.pooled` is for.
 
     Raises:
         ValueError: for another kind, a file for "random", and a file that is no such network, by what it lacks.
@@ -82,20 +97,20 @@ def load_perceptual(kind: str, file: str | Path = "", device: torch.device | str
         warnings.warn(f"images are judged by random-vgg({seed}), a RANDOM network: perceptual and contextual losses "
                       "then know textures of any kind but nothing of what pictures show; give a VGG for real training",
                       stacklevel=2)
-        return _random(seed).to(device)
+        return _random(seed, WHOLE if whole else BLOCKS).to(device)
     if kind not in BLOCKS:
         raise ValueError(f"kind must be one of random, {', '.join(BLOCKS)}, got {kind!r}")
     if file:
         state, source = _read(Path(file)), str(file)
     else:
         state, source = _download(kind), "torchvision"
-    return _from_state(kind, state, source).to(device)
+    return _from_state(kind, state, source, WHOLE if whole else BLOCKS).to(device)
 
 
-def _random(seed: int) -> PerceptualNetwork:
+def _random(seed: int, blocks: dict[str, tuple[int, ...]]) -> PerceptualNetwork:
     drawn = torch.Generator().manual_seed(seed)
     weights, before = [], 3
-    for count, whole in zip(BLOCKS["vgg16"], WIDTHS, strict=True):
+    for count, whole in zip(blocks["vgg16"], WIDTHS, strict=True):
         width, block = int(whole * RANDOM_SHARE), []
         for _ in range(count):
             scale = (2 / (9 * before)) ** 0.5  # keeps the size of activations behind a ReLU
@@ -105,14 +120,15 @@ def _random(seed: int) -> PerceptualNetwork:
     return PerceptualNetwork(weights, f"random-vgg({seed})", caffe=False)
 
 
-def _from_state(kind: str, state: dict[str, Tensor], source: str) -> PerceptualNetwork:
+def _from_state(kind: str, state: dict[str, Tensor], source: str,
+                blocks: dict[str, tuple[int, ...]]) -> PerceptualNetwork:
     """The layers that are needed, by either convention of names."""
     caffe = "conv1_1.weight" in state
     if not caffe and not any(re.fullmatch(r"features\.\d+\.weight", name) for name in state):
         raise ValueError(f"{source} holds no {kind}: neither features.0.weight nor conv1_1.weight is in it, "
                          f"but {', '.join(list(state)[:3]) or 'nothing'}")
     weights, place, before = [], 0, 3
-    for index, (count, width) in enumerate(zip(BLOCKS[kind], WIDTHS, strict=True)):
+    for index, (count, width) in enumerate(zip(blocks[kind], WIDTHS, strict=True)):
         block = []
         for number in range(1, count + 1):
             name = f"conv{index + 1}_{number}" if caffe else f"features.{place}"
