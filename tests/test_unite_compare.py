@@ -106,7 +106,7 @@ def test_the_violation_is_the_worst_of_all_pairs(cache):
     pairs = data.make("avatars", root=cache, size=64, split="test", count=4)
     matchers = compare.make_matchers(ModelConfig(size=64, stride=STRIDE), MatchConfig(passes=6), {})
     found, _ = compare.compare(pairs, compare.fixed_descriptors(STRIDE), matchers, STRIDE, batch=3)
-    x, z = compare.fixed_descriptors(STRIDE)(collate([pairs[index] for index in range(4)]))
+    x, z, _ = compare.fixed_descriptors(STRIDE)(collate([pairs[index] for index in range(4)]))
     with torch.no_grad():
         single = matchers["uot"].plan(x, z).solution.violation
     assert single.min() < 0.9 * single.max()
@@ -171,9 +171,9 @@ def test_a_checkpoint_gives_its_descriptors(cache, tmp_path):
     pairs = data.make("avatars", root=cache, size=64, split="test", count=2)
     batch = collate([pairs[0], pairs[1]])
     with torch.no_grad():
-        x, z = describe(batch)
+        x, z, shared = describe(batch)
         output = model(batch.condition, batch.exemplar, batch.exemplar_condition).transported
-        plan = own["uot"].plan(x, z)
+        plan = own["uot"].plan(x, z, shared)
     assert condition == "mask"
     torch.testing.assert_close(plan.kept, output.kept)
     matchers = compare.make_matchers(config.model, match, own)

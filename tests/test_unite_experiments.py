@@ -37,7 +37,8 @@ def test_log_sum_exp_and_the_library_agree(match):
         x, z = (functional.normalize(maps(seed), dim=1).requires_grad_() for seed in (1, 2))
         # The library divides by the length, which the dense one takes to be 1: compare along the sphere.
         unit = [functional.normalize(side, dim=1) for side in (x, z)]
-        plan = kind(ModelConfig(descriptor_dim=6), config).double().plan(*unit)
+        made = kind(ModelConfig(descriptor_dim=6, base=1, mask="none", coordinates=True), config).double()
+        plan = made.plan(*unit, [torch.cat([side, side[:, :1]], 1) for side in unit])  # shared features of 7 channels
         there = plan.warp_all([values[:, :2], values[:, 2:]])
         back = plan.warp_back(torch.cat(there, 1))
         loss = sum(part.square().sum() for part in there) + back.sin().sum() + plan.kept.sum() + plan.kept_back.sum()

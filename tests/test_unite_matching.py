@@ -32,10 +32,10 @@ def pair(batch: int = 1, width: int = 8, height: int = 4, breadth: int = 5,
 
 
 def matcher(model: dict | None = None, **match) -> Matcher:
-    """A matcher of float64 for descriptors of 8 channels, in training mode."""
+    """A matcher of float64 for descriptors and shared features of 8 channels, in training mode."""
     torch.manual_seed(0)
-    return Matcher(ModelConfig(**({"size": 64, "descriptor_dim": 8, "levels": ("rgb", "f2", "f4")} | (model or {}))),
-                   MatchConfig(**match)).double()
+    settings = {"size": 64, "base": 2, "mask": "none", "descriptor_dim": 8, "levels": ("rgb", "f2", "f4")}
+    return Matcher(ModelConfig(**(settings | (model or {}))), MatchConfig(**match)).double()
 
 
 def carried(height: int = 4, breadth: int = 5, batch: int = 1,
@@ -51,7 +51,7 @@ def carried(height: int = 4, breadth: int = 5, batch: int = 1,
 
 def carry(made: Matcher, x: Tensor, z: Tensor, dtype: torch.dtype = torch.float64) -> Transported:
     exemplar, levels, condition = carried(*z.shape[-2:], batch=len(z), dtype=dtype)
-    return made(x, z, exemplar, levels, condition)
+    return made(x, z, exemplar, levels, condition, (x, z))  # descriptors will do as shared features, too
 
 
 def points(maps: Tensor) -> Tensor:
@@ -68,7 +68,7 @@ def cosine(x: Tensor, z: Tensor) -> Tensor:
 @pytest.mark.parametrize("masses", ["eq3", "eq3_proj", "softmax", "uniform"])
 def test_uot_is_the_plan_of_pot(masses, reg_type):
     made, (x, z) = matcher(masses=masses, reg_type=reg_type, eta_train=0.05, tau_train=0.3, passes=400), pair()
-    plan = made.plan(x, z)
+    plan = made.plan(x, z, (x, z))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # "the matrix c is overwritten", for the entropy convention
         expected = ot.unbalanced.sinkhorn_unbalanced(
@@ -117,14 +117,19 @@ def test_masses():
     assert torch.equal(plan.a.flatten(1), a)
     assert torch.equal(plan.b.flatten(1), b)
     assert torch.allclose(a.sum(1) + b.sum(1), torch.full((2,), 2.0, dtype=torch.float64))
-    plan = matcher(masses="softmax").plan(x, z)
+    made = matcher(masses="softmax")
+    plan = made.plan(x, z, (z, x))
+    left, right = (functional.normalize(side - side.mean(1, keepdim=True), dim=1)
+                   for side in (made.of_masses.x(z), made.of_masses.z(x)))
+    relevance = torch.einsum("bdhw,bd->bhw", left, right.mean((2, 3)))
+    assert torch.allclose(plan.a, relevance.flatten(1).softmax(1).view_as(relevance))
     for side in (plan.a, plan.b):
         assert torch.allclose(side.sum((1, 2)), torch.ones(2, dtype=torch.float64))
     assert float(plan.a.detach().std()) > 1e-4
     uniform = torch.full((2, 4, 5), 1 / 20, dtype=torch.float64)
     for made in (matcher(masses="uniform"), matcher(matcher="ot"), matcher(matcher="cos")):
         assert torch.allclose(made.plan(x, z).a, uniform)
-    balanced = matcher(matcher="ot", masses="softmax", passes=400).plan(x, z)  # of the released code
+    balanced = matcher(matcher="ot", masses="softmax", passes=400).plan(x, z, (z, x))  # of the released code
     assert torch.allclose(balanced.kept, torch.ones(2, 4, 5, dtype=torch.float64), atol=1e-6)
     assert torch.equal(balanced.a, plan.a)
 
@@ -134,7 +139,7 @@ def test_masses():
 def test_projections_of_masses_learn_from_what_is_carried(masses, gradients):
     made, (x, z) = matcher(masses=masses, gradients=gradients), pair()
     carry(made, x, z).levels["f4"].square().sum().backward()
-    for parameter in made.masses.parameters():
+    for parameter in made.of_masses.parameters():
         assert float(parameter.grad.norm()) > 1e-8
     assert not list(matcher(matcher="ot").parameters())  # nothing that no loss could reach
 
@@ -162,7 +167,7 @@ def test_many_to_one_and_outliers(seed):
         made = matcher({"descriptor_dim": 16}, matcher=name, masses="uniform", eta_eval=1e-3, tau_eval=0.3,
                        passes=200).eval()
         with torch.no_grad():
-            plan = made.plan(x, z)
+            plan = made.plan(x, z, (x, z))
         shared[name] = 192 - len(plan.matches().unique())
         outlying[name] = float(plan.solution.plan[0][:, alone].sum() / plan.solution.plan.sum())
     assert shared["cos"] > shared["uot"] > shared["ot"]
@@ -250,14 +255,22 @@ def test_confidence():
     assert torch.equal(found.confidence[:, 0], found.kept.clamp_max(1.0))
     made = matcher({"confidence": "learned"})
     found = carry(made, x, z)
-    left, right = (functional.normalize(project(points(side)), dim=2)
-                   for project, side in ((made.confidence_x, x), (made.confidence_z, z)))
+    left, right = (points(functional.normalize(made_of - made_of.mean(1, keepdim=True), dim=1))
+                   for made_of in (made.of_confidence.x(x), made.of_confidence.z(z)))
     highest = (left @ right.mT).amax(2)
     expected = torch.sigmoid(10 * (highest - highest.mean(1, keepdim=True)))
     assert torch.allclose(found.confidence.flatten(1), expected)
     found.confidence.square().sum().backward()
-    assert float(made.confidence_x.weight.grad.norm()) > 0
-    assert float(made.confidence_z.weight.grad.norm()) > 0
+    assert float(made.of_confidence.x.weight.grad.norm()) > 0
+    assert float(made.of_confidence.z.weight.grad.norm()) > 0
+
+
+def test_shared_features_that_are_missing_are_asked_for():
+    x, z = pair()
+    exemplar, levels, condition = carried()
+    for made in (matcher(masses="softmax"), matcher({"confidence": "learned"})):
+        with pytest.raises(ValueError, match="shared must be given"):
+            made(x, z, exemplar, levels, condition)
 
 
 def test_what_does_not_fit_is_refused_by_name():

@@ -157,16 +157,28 @@ class Correspondence(nn.Module):
             setattr(self, name, nn.Conv2d(width, dim, 1))
         self.mask, self.coordinates = mask, coordinates
 
-    def descriptors(self, f6: Tensor, condition: Tensor, project: nn.Conv2d) -> Tensor:
+    def descriptors(self, f6: Tensor, condition: Tensor, project: nn.Conv2d, window: int = 3) -> Tensor:
         side, parts = f6.shape[-2:], [f6]
         if self.coordinates:
             y, x = torch.meshgrid(*(torch.linspace(-1, 1, length) for length in side), indexing="ij")
             parts.append(torch.stack([x, y, (x * x + y * y).sqrt()]).expand(len(f6), -1, -1, -1))
         if self.mask:
             parts.append(nearest(condition, side))
-        x = functional.unfold(project(self.layer(torch.cat(parts, 1))), 3, padding=1)
+        x = functional.unfold(project(self.layer(torch.cat(parts, 1))), window, padding=window // 2)
         x = x - x.mean(1, keepdim=True)
         return (x / x.norm(dim=1, keepdim=True)).unflatten(2, side)
+
+    def masses(self, target: tuple[Tensor, Tensor], exemplar: tuple[Tensor, Tensor]) -> list[Tensor]:
+        """Of (f6, condition) of both sides."""
+        x = self.descriptors(*target, self.theta_w, window=1).flatten(2)
+        z = self.descriptors(*exemplar, self.phi_w, window=1).flatten(2)
+        return [torch.einsum("bdi,bd->bi", side, other.mean(2)).softmax(1) for side, other in ((x, z), (z, x))]
+
+    def confidence(self, target: tuple[Tensor, Tensor], exemplar: tuple[Tensor, Tensor]) -> Tensor:
+        x = self.descriptors(*target, self.theta_conf, window=1)
+        z = self.descriptors(*exemplar, self.phi_conf, window=1)
+        highest = torch.einsum("bdhw,bdj->bhwj", x, z.flatten(2)).amax(3)
+        return torch.sigmoid(10 * (highest - highest.mean((1, 2), keepdim=True)))[:, None]
 
 
 class Products(nn.Module):

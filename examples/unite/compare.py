@@ -52,7 +52,9 @@ MEASURES = {
 PASSES = ((0.02, 50), (0.01, 100), (0.0, 400))
 #: How a measure is written, where that is not two decimals.
 FORMATS = {"crowded": ".0f", "violation": ".0e"}
-Describe = Callable[[Batch], tuple[Tensor, Tensor]]
+#: Features of the shared layers, which some masses are made of.
+Shared = tuple[Tensor, Tensor] | None
+Describe = Callable[[Batch], tuple[Tensor, Tensor, Shared]]
 
 
 @dataclass(frozen=True)
@@ -96,8 +98,8 @@ def fixed_descriptors(stride: int) -> Describe:
     The means of the blurred channels say what is around a position, the coordinates break ties inside flat regions;
     centred over channels and of unit length, as the model's are.
     """
-    def describe(batch: Batch) -> tuple[Tensor, Tensor]:
-        return tuple(_described(side, stride) for side in (batch.condition, batch.exemplar_condition))
+    def describe(batch: Batch) -> tuple[Tensor, Tensor, Shared]:
+        return _described(batch.condition, stride), _described(batch.exemplar_condition, stride), None
 
     return describe
 
@@ -125,15 +127,16 @@ def blurred(maps: Tensor, width: float) -> Tensor:
     return maps
 
 
-def measure(matcher: Matcher, x: Tensor, z: Tensor, seen: Scene) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-    """What one matcher does with descriptors (B, d, h, w).
+def measure(matcher: Matcher, x: Tensor, z: Tensor, seen: Scene,
+            shared: Shared = None) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    """What one matcher does with descriptors (B, d, h, w), and the shared features where its masses are made of them.
 
     Returns:
         Measures by name, (B,) each, nan where a pair has no such position; the warped exemplars (B, 3, h, w); the
         share of its mass that each target's position keeps (B, h, w).
     """
     with torch.no_grad():
-        plan = matcher.plan(x, z)
+        plan = matcher.plan(x, z, shared)
         warped, carried = plan.warp_all([seen.exemplar, seen.exemplar_classes])
         matches = plan.matches().flatten(1)
         positions = z.shape[-2] * z.shape[-1]
@@ -188,10 +191,10 @@ def compare(pairs: data.Pairs, describe: Describe, matchers: dict[str, Matcher],
         target, exemplar = (torch.stack([torch.from_numpy(pair[side]).long() for pair in maps]) for side in (0, 1))
         seen = scene(drawn, target, exemplar, pairs.size // stride)
         with torch.no_grad():
-            x, z = describe(drawn)
+            x, z, shared = describe(drawn)
         shown = {"exemplar": drawn.exemplar, "one-sided": marked(drawn.exemplar, seen.exemplar_shared)}
         for name, matcher in matchers.items():
-            found, warped, kept = measure(matcher, x, z, seen)
+            found, warped, kept = measure(matcher, x, z, seen, shared)
             collected[name].append(found)
             shown[name] = _enlarged(warped, pairs.size)
             if name == "uot":
@@ -222,9 +225,10 @@ def from_run(run: Path) -> tuple[Describe, ModelConfig, MatchConfig, str, dict[s
 
     model, config = load_model(run)
 
-    def describe(batch: Batch) -> tuple[Tensor, Tensor]:
+    def describe(batch: Batch) -> tuple[Tensor, Tensor, Shared]:
         features = model.extractor_x(batch.condition), model.extractor_z(batch.exemplar)
-        return model.descriptors(*features, batch.condition, batch.exemplar_condition)
+        shared = model.descriptors.shared_features(*features, batch.condition, batch.exemplar_condition)
+        return *model.descriptors.project(*shared), shared
 
     own = {config.match.matcher: model.matcher}
     return describe, config.model, config.match, config.data.condition or "mask", own

@@ -51,18 +51,17 @@ class DensePlan:
 
 
 class _DenseMatcher(Matcher):
-    def _prepared(self, x: Tensor, z: Tensor, eta: float) -> tuple:
+    def _prepared(self, x: Tensor, z: Tensor, shared: tuple[Tensor, Tensor] | None, eta: float) -> tuple:
         """-C / eta, masses and sizes."""
         sizes = tuple(x.shape[-2:]), tuple(z.shape[-2:])
-        x, z = x.flatten(2).mT, z.flatten(2).mT
-        return (x @ z.mT - 1) / eta, *self.masses.mass(x, z), sizes
+        return (x.flatten(2).mT @ z.flatten(2) - 1) / eta, *self.mass(x, z, shared), sizes
 
 
 class LogSumExpMatcher(_DenseMatcher):
     """Textbook iteration at the target eta, ``MatchConfig.passes`` times two log-sum-exps under autograd."""
 
-    def plan(self, x: Tensor, z: Tensor) -> DensePlan:
-        log_kernel, a, b, sizes = self._prepared(x, z, self.eta)
+    def plan(self, x: Tensor, z: Tensor, shared: tuple[Tensor, Tensor] | None = None) -> DensePlan:
+        log_kernel, a, b, sizes = self._prepared(x, z, shared, self.eta)
         damping = 1.0 if self.match.matcher == "ot" else self.tau / (self.tau + self.eta)
         u, v = torch.zeros_like(a), torch.zeros_like(b)
         for _ in range(self.match.passes):
@@ -78,10 +77,10 @@ class GeomLossMatcher(_DenseMatcher):
     GeomLoss itself, which ends at the blur; a diameter of 2 rather than the batch's.
     """
 
-    def plan(self, x: Tensor, z: Tensor) -> DensePlan:
+    def plan(self, x: Tensor, z: Tensor, shared: tuple[Tensor, Tensor] | None = None) -> DensePlan:
         from geomloss import SamplesLoss
 
-        log_kernel, a, b, sizes = self._prepared(x, z, RELEASED_BLUR)
+        log_kernel, a, b, sizes = self._prepared(x, z, shared, RELEASED_BLUR)
         a, b = a / a.sum(1, keepdim=True), b / b.sum(1, keepdim=True)
         solve = SamplesLoss("sinkhorn", p=1, blur=RELEASED_BLUR, diameter=DIAMETER, debias=False, potentials=True,
                             backend="tensorized", cost=lambda left, right: 1 - left @ right.mT)

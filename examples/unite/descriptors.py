@@ -51,10 +51,7 @@ class Descriptors(nn.Module):
         super().__init__()
         if config.match_kernel % 2 == 0:
             raise ValueError(f"match_kernel must be odd, got {config.match_kernel}")
-        self.config = config
-        width = 4 * config.base + 3 * config.coordinates
-        if config.mask != "none":
-            width += config.condition_channels
+        self.config, width = config, shared_width(config)
         self.shared = nn.Sequential(*(PlainBlock(width) for _ in range(config.residual_layers)))
         bias = config.centring == "channel"  # the other centring takes it off again
         self.theta = convolution(width, config.descriptor_dim, 1, bias=bias)
@@ -62,9 +59,17 @@ class Descriptors(nn.Module):
 
     def forward(self, features_x: Features, features_z: Features, condition: Tensor,
                 exemplar_condition: Tensor | None) -> tuple[Tensor, Tensor]:
-        x = self.theta(self.shared(self._with_extras(features_x.f6, condition)))
-        z = self.phi(self.shared(self._with_extras(features_z.f6, exemplar_condition)))
-        return self._finished(x), self._finished(z)
+        return self.project(*self.shared_features(features_x, features_z, condition, exemplar_condition))
+
+    def shared_features(self, features_x: Features, features_z: Features, condition: Tensor,
+                        exemplar_condition: Tensor | None) -> tuple[Tensor, Tensor]:
+        """What the shared layers make of both sides, each (B, `shared_width`, h, w)."""
+        return (self.shared(self._with_extras(features_x.f6, condition)),
+                self.shared(self._with_extras(features_z.f6, exemplar_condition)))
+
+    def project(self, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Descriptors of `shared_features`."""
+        return self._finished(self.theta(x)), self._finished(self.phi(z))
 
     def _with_extras(self, f6: Tensor, condition: Tensor | None) -> Tensor:
         side, parts = (f6.shape[2], f6.shape[3]), [f6]
@@ -85,8 +90,42 @@ class Descriptors(nn.Module):
         if self.config.match_kernel > 1:
             kernel = self.config.match_kernel
             x = functional.unfold(x, kernel, padding=kernel // 2).unflatten(2, (x.shape[2], x.shape[3]))
-        over = 1 if self.config.centring == "channel" else (2, 3)
-        return unit_length(x - x.mean(dim=over, keepdim=True))
+        return centred_directions(x, self.config.centring)
+
+
+class Projections(nn.Module):
+    """A 1x1 convolution for each side, then centred and of unit length as descriptors are: what masses and the learned
+    confidence are made of.
+
+    Args:
+        config: Of the networks.
+        alike: Both begin with the same weights: unrelated ones would make about half of all masses by Eq. 3 negative,
+            where the clamp stops their gradient.
+
+    Shape:
+        `Descriptors.shared_features` (B, `shared_width`, h, w) to two maps (B, descriptor_dim, h, w).
+    """
+
+    def __init__(self, config: ModelConfig, *, alike: bool) -> None:
+        super().__init__()
+        self.centring = config.centring
+        bias = config.centring == "channel"
+        self.x, self.z = (convolution(shared_width(config), config.descriptor_dim, 1, bias=bias) for _ in range(2))
+        if alike:
+            self.z.load_state_dict(self.x.state_dict())
+
+    def forward(self, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        return centred_directions(self.x(x), self.centring), centred_directions(self.z(z), self.centring)
+
+
+def shared_width(config: ModelConfig) -> int:
+    """Channels of the shared layers: f6 and what is appended to it."""
+    return 4 * config.base + 3 * config.coordinates + (config.condition_channels if config.mask != "none" else 0)
+
+
+def centred_directions(x: Tensor, centring: str) -> Tensor:
+    """(B, C, h, w) less its mean over channels ("channel") or positions ("position"), of unit length over channels."""
+    return unit_length(x - x.mean(dim=1 if centring == "channel" else (2, 3), keepdim=True))
 
 
 def coordinates(like: Tensor) -> Tensor:

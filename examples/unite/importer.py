@@ -97,9 +97,6 @@ def infer(found: Mapping[str, Tensor], judge: Mapping[str, Tensor] | None, mask:
 def configure(said: Mapping[str, Any], task: str | None, changes: Sequence[str] = ()) -> Config:
     """Preset ``released`` for a checkpoint: what shapes say, then the task, then settings by hand.
 
-    Masses are uniform and the confidence is off, since what theirs projects for them is no input of ours
-    (`released.HOMELESS`).
-
     Raises:
         ValueError: The checkpoint is not of that task.
     """
@@ -112,7 +109,7 @@ def configure(said: Mapping[str, Any], task: str | None, changes: Sequence[str] 
                 raise ValueError(f"--task {task} has model.{name} = {value!r}, but the checkpoint's shapes say "
                                  f"{said[name]!r}")
         model["bilinear_warp"] = expected.bilinear_warp
-    config = preset("released").replace("model", confidence="off", **model).replace("match", masses="uniform")
+    config = preset("released").replace("model", **model)
     for text in changes:
         config = assign(config, text)
     return config

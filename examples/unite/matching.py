@@ -13,6 +13,7 @@ from uotlib import CosineCost, unbalanced_sinkhorn
 from uotlib.nn import FeatureTransport, Matching
 
 from .config import MatchConfig, ModelConfig
+from .descriptors import Projections
 from .structures import Transported
 
 #: `MatchConfig.masses` by the library's names.
@@ -74,6 +75,9 @@ class Matcher(nn.Module):
     "ot": the same with exact marginals, whose totals must be equal: masses are uniform unless they are "softmax".
     "cos": row softmax of cos / temperature, and for the way back its column softmax; no masses.
 
+    Masses "eq3" are of the descriptors; "eq3_proj" and "softmax", and the learned confidence, of projections of their
+    own of the features that the shared layers made, as in the authors' code.
+
     Solved in float32 outside autocast (float64 for descriptors of float64), by a fixed number of passes, each sample by
     itself.  eta and tau are those of training or of evaluation, as `nn.Module.training` says.
 
@@ -84,15 +88,12 @@ class Matcher(nn.Module):
     def __init__(self, model: ModelConfig, match: MatchConfig) -> None:
         super().__init__()
         self.model, self.match, self.progress = model, match, 0.0
-        width = model.descriptor_dim * model.match_kernel**2
         kind = match.masses
         if match.matcher == "cos" or (match.matcher == "ot" and kind != "softmax"):
             kind = "uniform"
-        learned = kind in ("eq3_proj", "softmax")
-        self.masses = FeatureTransport(masses=MASSES[kind],
-                                       mass_projection=(width, model.descriptor_dim) if learned else None)
-        if model.confidence == "learned":
-            self.confidence_x, self.confidence_z = (nn.Linear(width, model.descriptor_dim) for _ in range(2))
+        self.masses = FeatureTransport(masses=MASSES[kind])
+        self.of_masses = Projections(model, alike=True) if kind in ("eq3_proj", "softmax") else None
+        self.of_confidence = Projections(model, alike=False) if model.confidence == "learned" else None
 
     @property
     def eta(self) -> float:
@@ -119,7 +120,7 @@ class Matcher(nn.Module):
         return self.match.tau_train if self.training else self.match.tau_eval
 
     def forward(self, x: Tensor, z: Tensor, exemplar: Tensor, levels: dict[str, Tensor],
-                exemplar_condition: Tensor) -> Transported:
+                exemplar_condition: Tensor, shared: tuple[Tensor, Tensor] | None = None) -> Transported:
         """Match x to z, and carry what belongs to the exemplar.
 
         Args:
@@ -128,9 +129,11 @@ class Matcher(nn.Module):
             exemplar: Its image, (B, 3, H, W).
             levels: Its features by name; those of `ModelConfig.levels` are carried.
             exemplar_condition: Its condition, (B, S, H, W).
+            shared: `Descriptors.shared_features` of both, (B, d', h, w) and (B, d', h', w'), where masses or confidence
+                are made of them.
 
         Raises:
-            ValueError: for descriptors of another width than configured, and a level that is missing.
+            ValueError: for descriptors of another width than configured, a level or shared features that are missing.
         """
         width = self.model.descriptor_dim * self.model.match_kernel**2
         for name, features in (("x", x), ("z", z)):
@@ -142,13 +145,24 @@ class Matcher(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             dtype = torch.promote_types(torch.promote_types(x.dtype, z.dtype), torch.float32)
             x, z = x.to(dtype), z.to(dtype)
-            return self._carry(self.plan(x, z), x, z, exemplar, levels, exemplar_condition)
+            if shared is not None:
+                shared = shared[0].to(dtype), shared[1].to(dtype)
+            plan = self.plan(x, z, shared)
+            return self._carry(plan, self._confidence(shared, plan), exemplar, levels, exemplar_condition)
 
-    def plan(self, x: Tensor, z: Tensor) -> Matching | _HalfSteps:
+    def mass(self, x: Tensor, z: Tensor, shared: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
+        """Masses (B, h w) and (B, h' w') of descriptors, or of shared features."""
+        if self.of_masses is not None:
+            if shared is None:
+                raise ValueError(f"shared must be given: masses {self.match.masses!r} are made of the shared features")
+            x, z = self.of_masses(*shared)
+        return self.masses.mass(x.flatten(2).mT, z.flatten(2).mT)
+
+    def plan(self, x: Tensor, z: Tensor, shared: tuple[Tensor, Tensor] | None = None) -> Matching | _HalfSteps:
         """The plan alone, of descriptors (B, d, h, w); differentiable as `MatchConfig.gradients` says."""
         sizes = (x.shape[-2], x.shape[-1]), (z.shape[-2], z.shape[-1])
+        a, b = self.mass(x, z, shared)
         x, z = x.flatten(2).mT, z.flatten(2).mT
-        a, b = self.masses.mass(x, z)
         if self.match.matcher == "cos":
             return self._cosine(x, z, a, b, sizes)
         settings = {"reg": self.eta, "reg_m": self.tau, "reg_type": self.match.reg_type, "tol": 0.0,
@@ -174,9 +188,9 @@ class Matcher(nn.Module):
                                      method="sinkhorn", grad="unrolled", max_iter=1, backend=self.match.backend)
         return _matching(solved, a, b, sizes)
 
-    def _carry(self, plan: Matching | _HalfSteps, x: Tensor, z: Tensor, exemplar: Tensor, levels: dict[str, Tensor],
-               exemplar_condition: Tensor) -> Transported:
-        grid, unfold = (z.shape[-2], z.shape[-1]), self.model.unfold
+    def _carry(self, plan: Matching | _HalfSteps, confidence: Tensor | None, exemplar: Tensor,
+               levels: dict[str, Tensor], exemplar_condition: Tensor) -> Transported:
+        here, grid, unfold = plan.a.shape[-2:], (plan.b.shape[-2], plan.b.shape[-1]), self.model.unfold
         named = {"rgb": exemplar} | {name: levels[name] for name in self.model.levels if name != "rgb"}
         small = {name: _to_grid(level, grid, unfold) for name, level in named.items()}
         *carried, condition = plan.warp_all([*small.values(), _to_grid(exemplar_condition, grid, unfold=False)])
@@ -194,22 +208,23 @@ class Matcher(nn.Module):
         if self.match.matcher == "cos":  # it has no marginals to keep, nor to violate
             kept, kept_back, violation = torch.ones_like(kept), torch.ones_like(kept_back), None
         whole = {name: _whole(level, named[name].shape[1]) for name, level in found.items()}
-        size = [side * here // there for side, here, there in zip(exemplar.shape[-2:], x.shape[-2:], grid, strict=True)]
+        size = [side * own // other for side, own, other in zip(exemplar.shape[-2:], here, grid, strict=True)]
         warped = _resized(whole["rgb"], size, "bilinear" if self.model.bilinear_warp else "nearest")
         return Transported(
             levels=whole, warped=warped, warped_condition=condition, cycle=cycle, exemplar_small=exemplar_small,
-            a=plan.a, b=plan.b, kept=kept, kept_back=kept_back, confidence=self._confidence(x, z, kept),
+            a=plan.a, b=plan.b, kept=kept, kept_back=kept_back, confidence=confidence,
             feature_cycle=feature_cycle, violation=None if violation is None else violation.detach())
 
-    def _confidence(self, x: Tensor, z: Tensor, kept: Tensor) -> Tensor | None:
+    def _confidence(self, shared: tuple[Tensor, Tensor] | None, plan: Matching | _HalfSteps) -> Tensor | None:
         """How far each position of x can be trusted, (B, 1, h, w), or None where that is off."""
         if self.model.confidence == "off":
             return None
-        if self.model.confidence == "mass":
-            return kept.clamp_max(1.0)[:, None]
-        size = x.shape[-2:]
-        x, z = (functional.normalize(project(features.flatten(2).mT), dim=-1)
-                for project, features in ((self.confidence_x, x), (self.confidence_z, z)))
+        if self.of_confidence is None:
+            return (torch.ones_like(plan.a) if self.match.matcher == "cos" else plan.kept.clamp_max(1.0))[:, None]
+        if shared is None:
+            raise ValueError("shared must be given: a learned confidence is made of the shared features")
+        size = shared[0].shape[-2:]
+        x, z = (side.flatten(2).mT for side in self.of_confidence(*shared))
         with torch.no_grad():
             uniform = [side.new_full(side.shape[:2], 1 / side.shape[1]) for side in (x, z)]
             best = self._cosine(x, z, *uniform, ((x.shape[1], 1), (z.shape[1], 1))).solution.argmax()

@@ -56,10 +56,11 @@ class Unite(nn.Module):
         self._check(condition, exemplar, exemplar_condition, truth)
         features_x = self.extractor_x(condition)
         features_z, truth_f6 = self._exemplar_features(exemplar, truth)
-        x, z = self.descriptors(features_x, features_z, condition, exemplar_condition)
+        shared = self.descriptors.shared_features(features_x, features_z, condition, exemplar_condition)
+        x, z = self.descriptors.project(*shared)
         levels = {level: getattr(features_z, level) for level in self.config.levels if level != "rgb"}
         moved_condition = torch.zeros_like(condition) if exemplar_condition is None else exemplar_condition
-        transported = self.matcher(x, z, exemplar, levels, moved_condition)
+        transported = self.matcher(x, z, exemplar, levels, moved_condition, shared)
         image = self.generator(condition, features_x, transported)
         return Output(image, transported, features_x, truth_f6)
 

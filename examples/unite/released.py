@@ -33,12 +33,6 @@ UNUSED = {
 }
 #: Tensors that did, and for which there is no place here: pattern, and what becomes of it.
 HOMELESS = {
-    r"(theta|phi)_w\.(weight|bias)":
-        "masses: theirs project the shared layers' features, those of this code project descriptors; masses are "
-        "uniform here, which theirs nearly are",
-    r"(theta|phi)_conf\.(weight|bias)":
-        "confidence: theirs projects the shared layers' features, that of this code projects descriptors; it is 1/2 "
-        "everywhere here, about which theirs varies",
     r"adaptive_model_(seg|img)\.\w+\.se_layar\..*":
         "squeeze and excitation (--adaptor_se), which extractors here have not: their features differ",
     r"discriminator_\d+\.(gap_fc|gmp_fc|conv1x1)\..*":
@@ -75,7 +69,7 @@ class Outcome:
 
 
 def correspondence(model: ModelConfig) -> Iterator[Pair]:
-    """Of ``netCorr`` and `Unite`: extractors, shared layers, projections."""
+    """Of ``netCorr`` and `Unite`: extractors, shared layers, projections to descriptors, masses and confidence."""
     for theirs, ours in (("adaptive_model_seg", "extractor_x"), ("adaptive_model_img", "extractor_z")):
         for number in range(1, 6):
             yield from _spectral(f"{theirs}.layer{number}.0", f"{ours}.conv{number}.0")
@@ -93,6 +87,9 @@ def correspondence(model: ModelConfig) -> Iterator[Pair]:
             yield Pair(f"layer.{number}.{there}.weight", f"descriptors.shared.{number}.{here}.weight")
     for name in ("theta", "phi"):
         yield from _plain(name, f"descriptors.{name}")
+    for theirs, ours in (("w", "of_masses"), ("conf", "of_confidence")):
+        yield from _plain(f"theta_{theirs}", f"matcher.{ours}.x")
+        yield from _plain(f"phi_{theirs}", f"matcher.{ours}.z")
 
 
 def generator(model: ModelConfig) -> Iterator[Pair]:

@@ -115,10 +115,12 @@ class Step:
             of_x = unite.extractor_x(batch.condition)
             both = unite.extractor_z(torch.cat([batch.exemplar, batch.image]))
             of_z = Features(*(level[:count] for level in both))
-            x, z = unite.descriptors(of_x, of_z, batch.condition, batch.exemplar_condition)
+            shared = unite.descriptors.shared_features(of_x, of_z, batch.condition, batch.exemplar_condition)
+            x, z = unite.descriptors.project(*shared)
         with self._clock(spent, "matching"):
             levels = {name: early(getattr(of_z, name)) for name in self.config.model.levels if name != "rgb"}
-            carried = unite.matcher(early(x), early(z), batch.exemplar, levels, batch.exemplar_condition)
+            carried = unite.matcher(early(x), early(z), batch.exemplar, levels, batch.exemplar_condition,
+                                    (early(shared[0]), early(shared[1])))
         self.discriminator.requires_grad_(False)
         with self._clock(spent, "translation, losses"):
             parts = {item.name: late(value) for item in dataclasses.fields(carried)
