@@ -46,7 +46,7 @@ class Losses:
             raise ValueError("network must be given: pseudo, perceptual_weight or contextual is not 0")
 
     def counts(self, batch: Batch) -> Tensor:
-        """Of one batch: how many pseudo pairs it has, and positions that `mask_nll` counts (0 where it is off), (2,)."""
+        """Of one batch: pseudo pairs, and positions that `mask_nll` counts (0 where its weight is 0), (2,)."""
         flagged = batch.self_reference.sum()
         if not self.config.mask_nll:
             return torch.stack([flagged, torch.zeros_like(flagged)])
