@@ -55,8 +55,8 @@ class Generator(nn.Module):
     It starts at 1/32 of the image's side from f5 of the condition beside the moved f5; every stage is a residual block
     whose norms (``config.norm``) see the condition's features of one level and the moved level.  A stage whose level is
     not in ``config.levels`` takes the condition itself and the moved RGB instead: with ``levels=("rgb",)`` that holds
-    for all, the single-stage rows of the paper's ablation.  M always comes from F_X's features (f4, f3, f2, and f5 where
-    all stages have one).
+    for all, the single-stage rows of the paper's ablation.  M always comes from F_X's features (f4, f3, f2; f5 too in
+    "all" stages).
 
     Args:
         config: Widths and options.
