@@ -4,28 +4,28 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from unite_networks import small
 
 from examples.unite import estimate
+from examples.unite.discriminator import Discriminator
+from examples.unite.model import Unite
 
 
 @pytest.mark.slow
 def test_a_step_is_counted_without_being_made(monkeypatch):
-    config = small(base=8).replace("train", batch=2).replace("match", passes=4)
+    config = small(norm="spade", attention=False, discriminator_attention=False, discriminators=1)
+    config = config.replace("train", batch=2).replace("match", passes=4)
     network = estimate.PerceptualNetwork([[(torch.zeros(8, before if first else 8, 3, 3), torch.zeros(8))
                                            for first in (True, False)] for before in (3, 8, 8, 8, 8)], "", caffe=False)
     monkeypatch.setattr(estimate, "vgg", lambda: network)
     found = estimate.count(config)
-    kept = estimate.Kept()
-    with kept.counted():
-        model, judge = estimate._step(config, network)
+    model, judge, kept = Unite(config.model, config.match), Discriminator(config.model), estimate.Kept()
+    with kept.counted(), FlopCounterMode(display=False) as flops:
+        estimate.step(config, model, judge, network)
     assert found.kept == pytest.approx(kept.bytes, rel=1e-2)  # what is real may be padded
     assert (found.model, found.discriminator) == tuple(
         sum(parameter.numel() for parameter in module.parameters()) for module in (model, judge))
-    with FlopCounterMode(display=False) as flops, sdpa_kernel(SDPBackend.MATH):
-        estimate._step(config, network)
     assert found.flops == flops.get_total_flops()
 
 

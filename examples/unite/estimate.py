@@ -46,12 +46,15 @@ class Step(NamedTuple):
 def count(config: Config) -> Step:
     """A step's size; tensors are fake, so that it takes no memory and no time."""
     flops, kept, loss = FlopCounterMode(display=False), Kept(), config.loss
+    fake = FakeTensorMode(allow_non_fake_inputs=True)  # the judge is real
     network = vgg() if loss.pseudo or loss.perceptual_weight or loss.contextual else None
+    with fake:
+        model, judge = Unite(config.model, config.match), Discriminator(config.model)
     # Fused attention is not counted, and attention in parts would keep what the fused one does not.
-    with FakeTensorMode(allow_non_fake_inputs=True), sdpa_kernel(SDPBackend.MATH), flops:
-        _step(config, network)
-    with FakeTensorMode(allow_non_fake_inputs=True), kept.counted():
-        model, judge = _step(config, network)
+    with fake, sdpa_kernel(SDPBackend.MATH), flops:
+        step(config, model, judge, network)
+    with fake, kept.counted():
+        step(config, model, judge, network)
     return Step(_parameters(model), _parameters(judge), 0 if network is None else _parameters(network),
                 flops.get_total_flops(), _matching(config), kept.bytes)
 
@@ -66,10 +69,9 @@ def vgg() -> PerceptualNetwork:
     return PerceptualNetwork(weights, "of VGG-19's size", caffe=False)
 
 
-def _step(config: Config, network: PerceptualNetwork | None) -> tuple[nn.Module, nn.Module]:
-    """Forward and backward of both networks on fake examples."""
+def step(config: Config, unite: Unite, judge: Discriminator, network: PerceptualNetwork | None) -> None:
+    """Forward and backward of both networks on random examples."""
     model, batch = config.model, config.train.batch
-    unite, judge = Unite(model, config.match), Discriminator(model)
     losses = Losses(config, network)
     side = (model.size, model.size)
     given = Batch(torch.rand(batch, model.condition_channels, *side), torch.rand(batch, 3, *side),
@@ -84,11 +86,10 @@ def _step(config: Config, network: PerceptualNetwork | None) -> tuple[nn.Module,
     maps = judge(torch.cat([given.condition] * 2), torch.cat([output.image.detach(), given.image]))
     halves = [[[layer.chunk(2)[half] for layer in scale] for scale in maps] for half in (0, 1)]
     sum(losses.discriminator(*halves).values()).backward()
-    return unite, judge
 
 
 class Kept:
-    """Bytes of what graphs keep, each memory once, without parameters; the largest of both networks' graphs."""
+    """Bytes of what the graphs of both networks keep, each memory once, without parameters."""
 
     def __init__(self) -> None:
         self.bytes = 0
@@ -127,16 +128,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = preset(options.preset)
     for text in options.set:
         config = assign(config, text)
-    batch, step = config.train.batch, count(config)
-    total, gradients = step.flops + step.matching, 4 * (step.model + step.discriminator)
+    batch, size = config.train.batch, count(config)
+    total, gradients = size.flops + size.matching, 4 * (size.model + size.discriminator)
     seconds = total / (1e12 * options.tflops)
     print(f"{options.preset}, {config.model.size} px, batch {batch} in each process, float32: an estimate, not a "
           "measurement")
-    print(f"parameters: model {step.model / 1e6:.1f} M, discriminator {step.discriminator / 1e6:.1f} M; judge "
-          f"{step.judge / 1e6:.1f} M (VGG-19's, not trained)")
-    print(f"memory of each: {step.fixed / 2**30:.1f} GiB of weights, gradients, Adam's moments and the average, "
-          f"{step.kept / 2**30:.1f} GiB kept for the backwards: {(step.fixed + step.kept) / 2**30:.1f} GiB at least")
-    print(f"operations of each: {total / 1e12:.1f} TFLOP, {100 * step.matching / total:.1f} % of them matching")
+    print(f"parameters: model {size.model / 1e6:.1f} M, discriminator {size.discriminator / 1e6:.1f} M; judge "
+          f"{size.judge / 1e6:.1f} M (VGG-19's, not trained)")
+    print(f"memory of each: {size.fixed / 2**30:.1f} GiB of weights, gradients, Adam's moments and the average, "
+          f"{size.kept / 2**30:.1f} GiB kept for the backwards: {(size.fixed + size.kept) / 2**30:.1f} GiB and what "
+          "passes by")
+    print(f"operations of each: {total / 1e12:.1f} TFLOP, {100 * size.matching / total:.1f} % of them matching")
     print(f"at {options.tflops:g} TFLOP/s, and {options.link:g} GB/s between GPUs in an exchange that hides behind "
           "nothing (assumed: --tflops, --link):")
     print(f"{'GPUs':>6}{'batch':>7}{'s a step':>10}{'of it exchange':>16}{'images/s':>10}")
