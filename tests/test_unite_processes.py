@@ -75,7 +75,8 @@ def check_same(ours: Path, theirs: Path, steps: int) -> None:
     for mine, yours in zip(one, other, strict=True):
         assert mine.keys() == yours.keys()
         for name in mine.keys() - {"judge"}:
-            share = 0.05 if name == "validation/violation" else 2e-3  # a maximum of what few passes leave
+            # Rounding grows most in a maximum of what few passes leave, and in a gradient that is steep at the start.
+            share = 0.05 if name == "validation/violation" or name.startswith("gradient/") else 2e-3
             assert mine[name] == pytest.approx(yours[name], rel=share, abs=1e-4), (mine["step"], name)
 
 
