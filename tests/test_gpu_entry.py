@@ -107,6 +107,10 @@ def check_methods(sections: dict[str, dict[str, Any]]) -> None:
     assert methods["small"] >= {"uotlib sinkhorn", "uotlib auto", *common}
     assert methods["arrival"] >= {"uotlib auto", "torch.compile", "GeomLoss", "POT"}
     assert {row["operation"] for row in sections["correctness"]["rows"]} == set(correctness.ERRORS)
+    training, stages = sections["unite"]["rows"]
+    assert training["steps"] == 2
+    assert training["images_per_s"] > 0
+    assert 0 < stages["matching_share"] < 1
 
 
 def misbehave(stage: Stage) -> None:

@@ -129,8 +129,7 @@ def first_step(config: Config, out: Path, group: list[list[int]]) -> Trainer:
 
 
 def test_accumulated_gradients_are_those_of_the_large_batch(tmp_path: Path) -> None:
-    # The pseudo pairs' loss is a share of the batch's flags, not a mean; all others are means.
-    config = small(loss={"pseudo": 0.0})
+    config = small()
     whole = first_step(config, tmp_path, [[0, 1, 2, 3]])
     parts = first_step(config.replace("train", accumulate=2), tmp_path, [[0, 1], [2, 3]])
     assert parts.position == 2 * whole.position  # of a configured batch of 2

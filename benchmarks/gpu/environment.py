@@ -22,7 +22,7 @@ KERNELS = ("uotlib/kernels/*.py", "uotlib/backends/base.py", "uotlib/backends/tr
            "setup.py")
 #: All that a figure depends on: records of other ones are not completed, but begun anew.
 SOURCES = ("uotlib/**/*.py", "csrc/**/*", "setup.py", "benchmarks/*.py", "benchmarks/gpu/*.py", "benchmarks/gpu/*.cu",
-           "benchmarks/cpu/**/*.py")
+           "benchmarks/cpu/**/*.py", "examples/unite/**/*.py")
 #: What must be equal for one record to hold the sections of two runs.
 IDENTITY = ("device", "driver", "torch", "triton", "commit", "sources", "rehearsal")
 

@@ -36,5 +36,6 @@ SECTIONS = (
     Section("small", 60, "batches of small problems"),
     Section("arrival", 100, "time to a violation"),
     Section("sweep", 60, "the backend's sweep beside one read of the cost, and its fallback"),
+    Section("unite", 300, "training of examples/unite at 256 px: images a second, memory, matching's share of a step"),
     Section("soak", 560, "the cuda backend: compute-sanitizer, and 10,000 launches of random shapes"),
 )

@@ -146,6 +146,14 @@ def set_random_state(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state(state["cuda"].cpu())
 
 
+def draw_random_state(seed: int, step: int, rank: int) -> None:
+    """States that no checkpoint holds, of a process that was not there: a function of seed, step and rank."""
+    words = np.random.SeedSequence([seed, step, rank]).generate_state(3).tolist()
+    random.seed(words[0])
+    np.random.seed(words[1])  # noqa: NPY002
+    torch.manual_seed(words[2])
+
+
 def _sync_folder(folder: Path) -> None:
     with contextlib.suppress(OSError):  # not every system opens folders
         handle = os.open(folder, os.O_RDONLY)

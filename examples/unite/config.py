@@ -10,9 +10,11 @@ from typing import Any
 #: Choices by setting; anything else is refused by name.
 CHOICES = {
     "norm": ("seace", "seace_released", "spade"),
+    "spade_norm": ("position", "batch"),
     "mask": ("mix", "noise", "none"),
     "centring": ("channel", "position"),
     "activation": ("cosine", "dot"),
+    "activation_stages": ("three", "all"),
     "confidence": ("off", "mass", "learned"),
     "matcher": ("uot", "ot", "cos"),
     "masses": ("eq3", "eq3_proj", "softmax", "uniform"),
@@ -91,7 +93,9 @@ class ModelConfig(_Checked):
     unfold: bool = False                      # carry patches, so that levels keep their resolution
     bilinear_warp: bool = False               # how the warped image is enlarged
     norm: str = "seace"
+    spade_norm: str = "position"              # inside norm "spade": "batch" as published, over all processes
     activation: str = "cosine"                # semantic-activation matrix M: softmax of cosines, or dot / n
+    activation_stages: str = "three"          # where M is: middle_0, up_0 and out_0, or "all"
     confidence: str = "off"
     attention: bool = True                    # non-local block of the generator
     discriminator_attention: bool = True

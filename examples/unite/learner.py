@@ -17,7 +17,7 @@ from .config import Config
 from .diagnosis import check_losses, check_parameters, diverged, gradient_norms
 from .discriminator import Discriminator
 from .ema import Average
-from .losses import Losses
+from .losses import Counts, Losses
 from .model import Unite
 from .optimisation import optimisers, rate_factor, set_rate
 from .perceptual import load_perceptual
@@ -93,12 +93,12 @@ class Learner:
         """The model's half of a step: its values, and the images that it made, detached."""
         self._adam.zero_grad()
         sums: dict[str, float] = {}
-        images = []
+        images, counts = [], self._counts(group)
         for index, batch in enumerate(group):
             with _frozen(self.discriminator), self._last(index, group, self._model), self.accelerator.autocast():
                 output = self._forward(batch)
                 fake, real = self._maps(batch, output.image)
-                terms = self.losses.generator(output, batch, fake, real)
+                terms = self.losses.generator(output, batch, fake, real, counts)
                 self._add(sums, "generator", terms, batch, output.image, len(group))
                 self.accelerator.backward(sum(terms.values()) / len(group))
             images.append(output.image.detach())
@@ -180,6 +180,12 @@ class Learner:
         with torch.no_grad():
             real = self.discriminator(batch.condition, batch.image)
         return fake, real
+
+    def _counts(self, group: list[Batch]) -> Counts:
+        """Of all batches of a step, of all processes."""
+        own = torch.stack([self.losses.counts(batch) for batch in group]).sum(0)
+        flagged, positions = self.accelerator.reduce(own, "sum")
+        return Counts(flagged, positions / (len(group) * self.accelerator.num_processes))
 
     def _last(self, index: int, group: list[Batch], model: nn.Module) -> contextlib.AbstractContextManager[None]:
         """Gradients are exchanged between processes with the last batch of a step alone."""

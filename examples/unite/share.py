@@ -72,6 +72,15 @@ class Cut:
         torch.autograd.backward([tensor for tensor, _ in reached], [grad for _, grad in reached])
 
 
+def examples(model: ModelConfig, count: int) -> Batch:
+    """Random masks of 8 x 8 pixels a class, and random images; all are pseudo pairs."""
+    size, classes = model.size, model.condition_channels
+    masks = [functional.one_hot(torch.randint(classes, (count, size // 8, size // 8)), classes).permute(0, 3, 1, 2)
+             .float().repeat_interleave(8, 2).repeat_interleave(8, 3) for _ in range(2)]
+    images = [torch.rand(count, 3, size, size) * 2 - 1 for _ in range(2)]
+    return Batch(masks[0], images[0], images[1], masks[1], torch.ones(count))
+
+
 class Step:
     """One training step of a configuration on random data, cut into `STAGES`."""
 
@@ -89,11 +98,7 @@ class Step:
             self.judge = load_perceptual(config.loss.perceptual, config.loss.perceptual_file, device)
         self.losses = Losses(config, self.judge)
         self.optimisers = optimisers(self.unite, self.discriminator, config.train)
-        size, classes = config.model.size, config.model.condition_channels
-        masks = [functional.one_hot(torch.randint(classes, (batch, size // 8, size // 8)), classes).permute(0, 3, 1, 2)
-                 .float().repeat_interleave(8, 2).repeat_interleave(8, 3) for _ in range(2)]
-        images = [torch.rand(batch, 3, size, size) * 2 - 1 for _ in range(2)]
-        self.batch = Batch(masks[0], images[0], images[1], masks[1], torch.ones(batch)).to(device)
+        self.batch = examples(config.model, batch).to(device)
 
     @contextmanager
     def _clock(self, spent: dict[str, float], stage: str) -> Iterator[None]:

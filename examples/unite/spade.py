@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .layers import convolution, leaky, positional_norm, resize
+from .layers import BatchNorm, convolution, leaky, positional_norm, resize
 
 
 class Activation(Protocol):
@@ -30,18 +30,25 @@ class Guidance(NamedTuple):
 
 
 class Spade(nn.Module):
-    r"""Positional norm, then a scale and a shift for each position, made from the guiding maps.
+    r"""A norm without parameters, then a scale and a shift for each position, made from the guiding maps.
 
     .. math:: \mathrm{out} = \mathrm{norm}(x)\,(1 + \gamma(h)) + \beta(h),\qquad
               h = \mathrm{ReLU}(\mathrm{conv}([\mathrm{condition}, c\,\mathrm{style}]))
 
     with c the confidence, 1 where there is none.
 
+    Args:
+        channels: Of x.
+        guiding: Channels of all guiding maps.
+        hidden: Of h.
+        batch: Normalise by `BatchNorm`, as SPADE was published, in place of `positional_norm`.
+
     Source: Park et al., SPADE, CVPR 2019.
     """
 
-    def __init__(self, channels: int, guiding: int, hidden: int) -> None:
+    def __init__(self, channels: int, guiding: int, hidden: int, *, batch: bool = False) -> None:
         super().__init__()
+        self.norm: Callable[[Tensor], Tensor] = BatchNorm(channels) if batch else positional_norm
         self.shared = convolution(guiding, hidden, reflect=True)
         self.gamma = convolution(hidden, channels, reflect=True)
         self.beta = convolution(hidden, channels, reflect=True)
@@ -55,7 +62,7 @@ class Spade(nn.Module):
                 style = style * resize(guidance.confidence, side)
             guiding = torch.cat([guiding, style.to(guiding.dtype)], dim=1)
         h = functional.relu(self.shared(guiding))
-        return positional_norm(x) * (1 + self.gamma(h)) + self.beta(h)
+        return self.norm(x) * (1 + self.gamma(h)) + self.beta(h)
 
 
 class ResidualBlock(nn.Module):

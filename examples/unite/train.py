@@ -46,9 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         out = options.out if options.out is not None else _folder(options, config.preset)
         if not options.resume and checkpoint.saved(out / "checkpoints"):
             raise CheckpointError(f"{out} holds a run already: --resume goes on with it, --out names another folder")
-        if options.resume:
-            for line in _changes(out, config):
-                say(f"changed: {line}")
+        changes = _changes(out, config) if options.resume else []
         trainer = Trainer(config, out, device=options.device, workers=options.workers, resume=options.resume)
     except (ValueError, OSError, ModuleNotFoundError, TrainingError) as error:  # of settings, files, and memory
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
@@ -58,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             out.mkdir(parents=True, exist_ok=True)
             checkpoint.write_whole(out / "config.json",
                                    lambda file: file.write(json.dumps(trainer.config.to_dict(), indent=1).encode()))
-            for line in _introduction(trainer):
+            for line in (*(f"changed: {line}" for line in changes), *trainer.notes, *_introduction(trainer)):
                 say(line)
         trainer.run(stream=sys.stderr, say=say)
     except (TrainingError, ValueError) as error:
@@ -70,6 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if trainer.accelerator.is_main_process:
         for line in _summary(out, time.perf_counter() - start):
             say(line)
+    trainer.accelerator.end_training()  # takes leave of the other processes
     return 0
 
 
@@ -113,9 +112,14 @@ def _introduction(trainer: Trainer) -> list[str]:
         f"discriminator {counts[1]:.2f} M; on {where}, precision {config.train.precision}",
         f"data: {config.data.source}, {len(trainer.pairs)} training examples with {config.model.condition_channels} "
         f"condition channels; perceptual network: {trainer.learner.perceptual}",
-        f"{config.train.steps} steps of {config.train.batch * config.train.accumulate} examples, from step "
-        f"{trainer.done}; writing {trainer.out}",
+        f"{config.train.steps} steps of {trainer.examples} examples{_of_processes(trainer)}, from step {trainer.done}; "
+        f"writing {trainer.out}",
     ]
+
+
+def _of_processes(trainer: Trainer) -> str:
+    count = trainer.accelerator.num_processes
+    return f" on {count} processes" if count > 1 else ""
 
 
 def _summary(out: Path, seconds: float) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -43,8 +44,11 @@ class Trainer:
         resume: Go on from the newest checkpoint of ``out``.
         examples: Training examples and held-out pairs in place of those that ``config.data`` names.
 
+    Attributes:
+        notes: What a resumed run does otherwise than the one before, in words.
+
     Raises:
-        CheckpointError: Nothing to go on from, a broken file, or one of another model.
+        CheckpointError: Nothing to go on from, a broken file, one of another model, or another one for each process.
         OutOfMemory: The networks do not fit.
     """
 
@@ -71,12 +75,18 @@ class Trainer:
         self.position = 0                           # training examples that were used, of all processes
         self.best: tuple[int, float] | None = None  # step and PSNR of the best checkpoint
         self.good: Path | None = None               # the newest checkpoint
+        self.notes: list[str] = []
         if self.accelerator.is_main_process:
             for folder in (out, out / "samples", self.checkpoints):
                 checkpoint.remove_unfinished(folder)
         if state is not None:
             with memory_advice(config):
                 self._restore(state)
+
+    @property
+    def examples(self) -> int:
+        """Training examples of a step, of all processes."""
+        return self.config.train.batch * self.config.train.accumulate * self.accelerator.num_processes
 
     def step(self, group: list[Batch]) -> dict[str, float]:
         """`Learner.update`, counted."""
@@ -92,9 +102,8 @@ class Trainer:
             Diverged, OutOfMemory: With what to do.
         """
         train, main = self.config.train, self.accelerator.is_main_process
-        images = train.batch * train.accumulate * self.accelerator.num_processes
         metrics = Metrics(self.out, self.done) if main else None
-        progress = Progress(self.done, train.steps, images, stream if main else None, say if main else None)
+        progress = Progress(self.done, train.steps, self.examples, stream if main else None, say if main else None)
         source = batches(self.pairs, train.seed, train.batch, self.position, rank=self.accelerator.process_index,
                          processes=self.accelerator.num_processes, workers=self.workers)
         try:
@@ -158,24 +167,26 @@ class Trainer:
         """
         learned = self.learner.state_dict()
         states = gather_object([checkpoint.random_state()])
-        if not self.accelerator.is_main_process:
-            return
-        better = score is not None and (self.best is None or score > self.best[1])
-        if better:
-            self.best = (self.done, score)
-        self.good = checkpoint.save({
-            **learned,
-            "step": self.done,
-            "position": self.position,
-            "config": self.config.to_dict(),
-            "random": states,
-            "best": list(self.best) if self.best is not None else None,
-        }, self.checkpoints, self.done, better)
+        if self.accelerator.is_main_process:
+            better = score is not None and (self.best is None or score > self.best[1])
+            if better:
+                self.best = (self.done, score)
+            checkpoint.save({
+                **learned,
+                "step": self.done,
+                "position": self.position,
+                "config": self.config.to_dict(),
+                "random": states,
+                "best": list(self.best) if self.best is not None else None,
+            }, self.checkpoints, self.done, better)
+        self.accelerator.wait_for_everyone()
+        self.good = checkpoint.latest(self.checkpoints)
 
     def _restore(self, state: dict[str, Any]) -> None:
-        processes = self.accelerator.num_processes
-        if len(state["random"]) != processes:
-            raise CheckpointError(f"the checkpoint is of {len(state['random'])} processes, these are {processes}")
+        found = gather_object([state["step"]])
+        if len(set(found)) > 1:
+            raise CheckpointError(f"processes found checkpoints of steps {', '.join(map(str, found))} in "
+                                  f"{self.checkpoints}: all of them must see one folder")
         check_same_parameters(state, self.config, self.learner.unite)
         self.learner.load_state_dict(state)
         self.done, self.position = state["step"], state["position"]
@@ -183,14 +194,33 @@ class Trainer:
         self.good = checkpoint.latest(self.checkpoints)
         if self.accelerator.is_main_process and self.best is not None and self.best[0] == self.done:
             checkpoint.keep_best(self.good)  # the process may have ended between the two names
-        checkpoint.set_random_state(state["random"][self.accelerator.process_index])
+        self._restore_random(state)
+
+    def _restore_random(self, state: dict[str, Any]) -> None:
+        """The states of this process, or new ones where there were more processes or fewer."""
+        before, now, rank = len(state["random"]), self.accelerator.num_processes, self.accelerator.process_index
+        if before == now:
+            checkpoint.set_random_state(state["random"][rank])
+        else:
+            checkpoint.draw_random_state(self.config.train.seed, self.done, rank)
+            self.notes.append(f"{_processes(before)} then, {now} now: random states of processes are drawn anew, from "
+                              "seed, step and rank")
+        old = Config.from_dict(state["config"]).train
+        examples = old.batch * old.accumulate * before
+        if examples != self.examples:
+            self.notes.append(f"a step takes {self.examples} examples now, it took {examples}: train.batch times "
+                              f"train.accumulate times processes")
+
+
+def _processes(count: int) -> str:
+    return f"{count} process" if count == 1 else f"{count} processes"
 
 
 def make_accelerator(device: str, precision: str) -> Accelerator:
     """accelerate for a device by name; the devices of several processes are those of `accelerate launch`.
 
     Raises:
-        ValueError: There is no such device here.
+        ValueError: There is no such device here, or it is one GPU for several processes.
     """
     kind, colon, index = device.partition(":")
     if kind not in ("auto", "cpu", "cuda", "mps") or (colon and (kind != "cuda" or not index.isdecimal())):
@@ -203,6 +233,8 @@ def make_accelerator(device: str, precision: str) -> Accelerator:
         raise ValueError("precision fp16 needs a GPU; a CPU has bf16")
     if index and int(index) >= torch.cuda.device_count():
         raise ValueError(f"device {device} was asked for, and torch sees {torch.cuda.device_count()} GPUs, from cuda:0")
+    if index and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError(f"device {device} is one GPU, and several processes take one each: give cuda")
     if index:
         torch.cuda.set_device(int(index))
     return Accelerator(cpu=kind == "cpu", mixed_precision=precision)

@@ -27,17 +27,23 @@ class Stage(NamedTuple):
     outputs: int
     level: str       # whose features and style modulate it; "rgb": the condition and the moved image
     enlarge: bool    # sides doubled behind it
-    grid: int = 0    # M works at 1/grid of the image's side; 0: the stage has none
+    grid: int        # M works at 1/grid of the image's side
+    one_of_three: bool = False  # has an M with ``activation_stages`` "three" too
+
+    @property
+    def activation_level(self) -> str:
+        """The level of F_X whose features M compares; the condition itself has none, and takes the finest."""
+        return "f2" if self.level == "rgb" else self.level
 
 
 STAGES = {
-    "head": Stage(16, 16, "f5", True),
-    "middle0": Stage(16, 16, "f4", False, grid=16),
-    "middle1": Stage(16, 16, "f4", True),
-    "up0": Stage(16, 8, "f3", True, grid=8),
-    "up1": Stage(8, 4, "f3", True),
-    "out0": Stage(4, 2, "f2", True, grid=4),
-    "out1": Stage(2, 1, "rgb", False),
+    "head": Stage(16, 16, "f5", True, 32),
+    "middle0": Stage(16, 16, "f4", False, 16, one_of_three=True),
+    "middle1": Stage(16, 16, "f4", True, 16),
+    "up0": Stage(16, 8, "f3", True, 8, one_of_three=True),
+    "up1": Stage(8, 4, "f3", True, 4),
+    "out0": Stage(4, 2, "f2", True, 4, one_of_three=True),
+    "out1": Stage(2, 1, "rgb", False, 4),
 }
 #: Widths of the levels that extractors keep, in multiples of ``ModelConfig.base``.
 WIDTHS = {"f2": 2, "f3": 4, "f4": 8, "f5": 8}
@@ -49,7 +55,8 @@ class Generator(nn.Module):
     It starts at 1/32 of the image's side from f5 of the condition beside the moved f5; every stage is a residual block
     whose norms (``config.norm``) see the condition's features of one level and the moved level.  A stage whose level is
     not in ``config.levels`` takes the condition itself and the moved RGB instead: with ``levels=("rgb",)`` that holds
-    for all, the single-stage rows of the paper's ablation.  M always comes from F_X's features (f4, f3, f2).
+    for all, the single-stage rows of the paper's ablation.  M always comes from F_X's features (f4, f3, f2; f5 too in
+    "all" stages).
 
     Args:
         config: Widths and options.
@@ -57,19 +64,25 @@ class Generator(nn.Module):
     Shape:
         condition (B, S, H, W) with sides in 32s, F_X's features of it, what was moved (at any resolution) to
         (B, 3, H, W) in [-1, 1].
+
+    Raises:
+        ValueError: for ``spade_norm`` "batch" with another norm than "spade".
     """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        if config.spade_norm == "batch" and config.norm != "spade":
+            raise ValueError(f"spade_norm must be position with norm {config.norm}, got 'batch': it is of norm spade")
         self.levels, self.recompute = config.levels, config.checkpointing
         base, released = config.base, config.norm == "seace_released"
         self.start = convolution(sum(self._channels(config, "f5")), 16 * base)
         self.blocks, self.activations = nn.ModuleDict(), nn.ModuleDict()
         for name, stage in STAGES.items():
-            norm = _norm(config, *self._channels(config, stage.level), activated=stage.grid > 0)
+            activated = stage.one_of_three or config.activation_stages == "all"
+            norm = _norm(config, *self._channels(config, stage.level), activated=activated)
             self.blocks[name] = ResidualBlock(stage.inputs * base, stage.outputs * base, norm)
-            if stage.grid and config.norm != "spade":
-                self.activations[name] = (LearnedActivation(WIDTHS[stage.level] * base) if released else
+            if activated and config.norm != "spade":
+                self.activations[name] = (LearnedActivation(WIDTHS[stage.activation_level] * base) if released else
                                           CosineActivation() if config.activation == "cosine" else DotActivation())
         self.attention = NonLocal(4 * base) if config.attention else nn.Identity()
         self.last = convolution(base, 3)
@@ -85,7 +98,7 @@ class Generator(nn.Module):
             guidance = guides[stage.level]
             if name in self.activations:
                 grid = (min(height // stage.grid, LARGEST_GRID), min(width // stage.grid, LARGEST_GRID))
-                features = getattr(condition_features, stage.level)
+                features = getattr(condition_features, stage.activation_level)
                 guidance = guidance._replace(activation=self.activations[name](features, grid))
             if name == "out0":
                 x = run(self.attention, x, recompute=self.recompute)
@@ -110,7 +123,7 @@ class Generator(nn.Module):
 def _norm(config: ModelConfig, condition: int, style: int, activated: bool) -> Callable[[int], nn.Module]:
     """What makes the norms of a stage, given the channels of its guiding maps."""
     if config.norm == "spade":
-        return partial(Spade, guiding=condition + style, hidden=config.hidden)
+        return partial(Spade, guiding=condition + style, hidden=config.hidden, batch=config.spade_norm == "batch")
     if config.norm == "seace":
         return partial(Seace, condition=condition, style=style, hidden=config.hidden)
     return partial(ReleasedSeace, condition=condition, style=style, hidden=config.hidden, activated=activated)

@@ -1,5 +1,5 @@
 """What training minimises: one small function a term, and `Losses`, which weighs them."""
 
-from .total import Losses
+from .total import Counts, Losses
 
-__all__ = ["Losses"]
+__all__ = ["Counts", "Losses"]

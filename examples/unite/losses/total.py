@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,10 +15,17 @@ from ..structures import Batch, Output
 from .adversarial import Maps, feature_matching, hinge_fake, hinge_generator, hinge_real
 from .contextual import contextual_layers
 from .features import perceptual, pseudo
-from .transport import consistency, cycle, mask_nll, warp_self
+from .transport import comparable, consistency, cycle, mask_nll, warp_self
 
 #: A weight, and what it multiplies.
 Term = tuple[float, Callable[[], Tensor]]
+
+
+class Counts(NamedTuple):
+    """What shares are taken of in a step: over all its batches and processes, or losses would depend on the split."""
+
+    flagged: Tensor    # pseudo pairs
+    positions: Tensor  # where `mask_nll` counts, a mean over batches
 
 
 class Losses:
@@ -32,20 +40,32 @@ class Losses:
     """
 
     def __init__(self, config: Config, network: PerceptualNetwork | None) -> None:
-        self.config, self.network = config.loss, network
+        self.config, self.network, self.stride = config.loss, network, config.model.stride
         loss = self.config
         if network is None and (loss.pseudo or loss.perceptual_weight or loss.contextual):
             raise ValueError("network must be given: pseudo, perceptual_weight or contextual is not 0")
 
-    def generator(self, output: Output, batch: Batch, fake: Maps, real: Maps) -> dict[str, Tensor]:
+    def counts(self, batch: Batch) -> Tensor:
+        """Of one batch: pseudo pairs, and positions that `mask_nll` counts (0 where its weight is 0), (2,)."""
+        flagged = batch.self_reference.sum()
+        if not self.config.mask_nll:
+            return torch.stack([flagged, torch.zeros_like(flagged)])
+        height, width = (side // self.stride for side in batch.condition.shape[-2:])
+        counted = comparable(batch.condition, batch.exemplar_condition, (height, width))[1]
+        return torch.stack([flagged, counted.sum().to(flagged.dtype)])
+
+    def generator(self, output: Output, batch: Batch, fake: Maps, real: Maps,
+                  counts: Counts | None = None) -> dict[str, Tensor]:
         """Weighted terms of model and matching, by name; their sum is what is minimised.
 
         Args:
             output: Of the model, which was given the truth where consistency is asked for.
             batch: What it was made from.
             fake, real: Maps of the discriminator for the output and for the truth.
+            counts: Of the step that the batch is a part of; None: it is all of it.
         """
         loss, transported = self.config, output.transported
+        flagged, positions = (None, None) if counts is None else counts
         ours, truth, exemplar = self._features(output, batch)
         with torch.autocast(output.image.device.type, enabled=False):
             return _weighed({
@@ -53,16 +73,16 @@ class Losses:
                 "discriminator_features": (loss.discriminator_features, partial(feature_matching, fake, real)),
                 "consistency": (loss.consistency, partial(self._consistency, output)),
                 "cycle": (loss.cycle, partial(cycle, transported)),
-                "pseudo": (loss.pseudo, partial(pseudo, ours, truth, batch.self_reference)),
+                "pseudo": (loss.pseudo, partial(pseudo, ours, truth, batch.self_reference, flagged)),
                 "perceptual": (loss.perceptual_weight, lambda: perceptual(
                     ours[loss.perceptual_layer], truth[loss.perceptual_layer], l1=loss.perceptual_l1)),
                 "contextual": (loss.contextual, partial(
                     contextual_layers, ours, exemplar, relu2=loss.contextual_relu2,
                     spatial_mean=loss.contextual_spatial_mean, paper=loss.contextual_paper)),
                 "warp_self": (loss.warp_self, partial(warp_self, transported.warped, batch.image,
-                                                      batch.self_reference)),
+                                                      batch.self_reference, flagged)),
                 "mask_nll": (loss.mask_nll, partial(mask_nll, transported.warped_condition, batch.condition,
-                                                    batch.exemplar_condition)),
+                                                    batch.exemplar_condition, positions)),
             })
 
     def discriminator(self, fake: Maps, real: Maps) -> dict[str, Tensor]:

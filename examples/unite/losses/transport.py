@@ -23,22 +23,28 @@ def consistency(condition: Tensor, truth: Tensor) -> Tensor:
     return (condition.float() - truth.float()).abs().mean()
 
 
-def warp_self(warped: Tensor, truth: Tensor, flags: Tensor) -> Tensor:
+def warp_self(warped: Tensor, truth: Tensor, flags: Tensor, flagged: Tensor | None = None) -> Tensor:
     """Mean absolute error of the warped exemplar where it is the truth, moved: `weighted_l1`."""
-    return weighted_l1(warped, truth, flags)
+    return weighted_l1(warped, truth, flags, flagged)
 
 
-def mask_nll(warped: Tensor, condition: Tensor, exemplar_condition: Tensor) -> Tensor:
+def mask_nll(warped: Tensor, condition: Tensor, exemplar_condition: Tensor, positions: Tensor | None = None) -> Tensor:
     """-log of the warped mask at the true class, a mean over positions whose class the exemplar has and which is not 0.
 
     Args:
         warped: The exemplar's mask where it was moved, (B, S, h, w).
         condition: Classes of the truth, (B, S, H, W), one channel a class.
         exemplar_condition: Those of the exemplar, (B, S, H, W).
+        positions: How many there are in a batch, a mean over the batches that are learned from at once; None: in this.
     """
-    size = warped.shape[-2:]
+    label, counted = comparable(condition, exemplar_condition, (warped.shape[2], warped.shape[3]))
+    likelihood = warped.float().gather(1, label[:, None])[:, 0]
+    positions = counted.sum() if positions is None else positions
+    return -(torch.log(likelihood + 1e-10) * counted).sum() / (positions + 1e-5)
+
+
+def comparable(condition: Tensor, exemplar_condition: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Classes on a grid of ``size``, (B, h, w), and where `mask_nll` counts them."""
     label = functional.interpolate(condition, size=size, mode="nearest").argmax(1)
     present = functional.interpolate(exemplar_condition, size=size, mode="nearest").flatten(2).amax(2) > 0
-    counted = present.gather(1, label.flatten(1)).unflatten(1, size) & (label != 0)
-    likelihood = warped.float().gather(1, label[:, None])[:, 0]
-    return -(torch.log(likelihood + 1e-10) * counted).sum() / (counted.sum() + 1e-5)
+    return label, present.gather(1, label.flatten(1)).unflatten(1, size) & (label != 0)
