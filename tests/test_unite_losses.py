@@ -254,6 +254,24 @@ def test_weights_multiply_and_zero_spares_the_term():
         assert float(term[1]) == pytest.approx(2 * float(once[term[0]]), rel=1e-5)
 
 
+def test_the_network_stops_behind_the_last_layer_that_is_asked_for():
+    network, image = random_network(), drawn(2, 3, 32, 32)
+    whole, calls = network(image), []
+    for block in network.blocks:
+        for convolution in block:
+            convolution.register_forward_hook(lambda *_: calls.append(1))
+    found = network(image, "relu2_2")
+    assert list(found) == ["relu1_2", "relu2_2"]
+    assert all(torch.equal(value, whole[name]) for name, value in found.items())
+    assert len(calls) == 4
+    output, batch, fake, real = example()
+    alone = Config().replace("loss", **(dict.fromkeys(ALL, 0.0) | {"perceptual_weight": 1.0,
+                                                                   "perceptual_layer": "relu1_2"}))
+    calls.clear()
+    Losses(alone, network).generator(output, batch, fake, real)
+    assert len(calls) == 2 * 2  # output and truth
+
+
 def test_without_weights_no_network_runs():
     output, batch, fake, real = example()
     config = Config().replace("loss", **(ALL | {"pseudo": 0.0, "perceptual_weight": 0.0, "contextual": 0.0}))

@@ -50,8 +50,8 @@ def settings(pairs: int, steps: int) -> Config:
     """
     config = preset("tiny").replace("loss", adversarial=0.0, discriminator_features=0.0, contextual=0.0, pseudo=0.0,
                                     perceptual_l1=True)
-    return config.replace("train", batch=min(pairs, 4), steps=steps, generator_rate=2e-3, ema=0.95, validation=pairs,
-                          sample_every=max(steps // 10, 1), checkpoint_every=steps)
+    return config.replace("train", batch=min(pairs, 4), steps=steps, generator_rate=2e-3, adam_eps=1e-6,
+                          decay_share=0.6, ema=0.95, validation=pairs, sample_every=max(steps // 10, 1), checkpoint_every=steps)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -93,7 +93,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m examples.unite.overfit", description=__doc__.split(": ", 1)[1])
     parser.add_argument("--out", type=Path, default=Path("out/unite"), help="folder for picture and run (%(default)s)")
     parser.add_argument("--pairs", type=int, default=8, help="(%(default)s)")
-    parser.add_argument("--steps", type=int, default=1500, help="(%(default)s)")
+    parser.add_argument("--steps", type=int, default=1800, help="(%(default)s)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (%(default)s)")
     options = parser.parse_args(argv)
     for name in ("pairs", "steps"):

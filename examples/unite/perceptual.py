@@ -44,8 +44,9 @@ class PerceptualNetwork(nn.Module):
         self.register_buffer("deviation", torch.tensor(deviation)[:, None, None], persistent=False)
         self.requires_grad_(False).eval()
 
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        return self._layers(images)[0]
+    def forward(self, images: Tensor, last: str = LAYERS[-1]) -> dict[str, Tensor]:
+        """`LAYERS` up to ``last``; what lies behind it is not computed."""
+        return self._layers(images, last)[0]
 
     def pooled(self, images: Tensor) -> Tensor:
         """The feature after the last max-pool, (B, 3, H, W) to (B, C, H // 32, W // 32), of a ``whole`` network."""
@@ -55,8 +56,8 @@ class PerceptualNetwork(nn.Module):
             raise ValueError(f"images must have at least 32 pixels a side, got {tuple(images.shape[-2:])}")
         return nn.functional.max_pool2d(self._layers(images)[1], 2)
 
-    def _layers(self, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """`LAYERS`, and the last activation."""
+    def _layers(self, images: Tensor, last: str | None = None) -> tuple[dict[str, Tensor], Tensor]:
+        """`LAYERS` up to ``last``, and the activation behind which nothing was computed."""
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"images must have shape (B, 3, H, W), got {tuple(images.shape)}")
         if min(images.shape[-2:]) < 16:
@@ -71,7 +72,9 @@ class PerceptualNetwork(nn.Module):
             for number, convolution in enumerate(block, 1):
                 x = torch.relu(convolution(x))
                 if number == 2:
-                    found[f"relu{index + 1}_2"] = x
+                    found[name := f"relu{index + 1}_2"] = x
+                    if name == last:
+                        return found, x
         return found, x
 
 

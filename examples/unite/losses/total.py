@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..config import Config
-from ..perceptual import PerceptualNetwork
+from ..perceptual import LAYERS, PerceptualNetwork
 from ..structures import Batch, Output
 from .adversarial import Maps, feature_matching, hinge_fake, hinge_generator, hinge_real
 from .contextual import contextual_layers
@@ -96,10 +96,11 @@ class Losses:
         """Features of output, truth and exemplar, each where a term needs it."""
         loss = self.config
         of_truth, of_exemplar = bool(loss.pseudo or loss.perceptual_weight), bool(loss.contextual)
-        ours = self.network(output.image) if of_truth or of_exemplar else {}
+        last = LAYERS[-1] if loss.pseudo or loss.contextual else loss.perceptual_layer
+        ours = self.network(output.image, last) if of_truth or of_exemplar else {}
         with torch.no_grad():
-            truth = self.network(batch.image) if of_truth else {}
-            exemplar = self.network(batch.exemplar) if of_exemplar else {}
+            truth = self.network(batch.image, last) if of_truth else {}
+            exemplar = self.network(batch.exemplar, last) if of_exemplar else {}
         return ours, truth, exemplar
 
     @staticmethod
