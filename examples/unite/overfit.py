@@ -51,7 +51,8 @@ def settings(pairs: int, steps: int) -> Config:
     config = preset("tiny").replace("loss", adversarial=0.0, discriminator_features=0.0, contextual=0.0, pseudo=0.0,
                                     perceptual_l1=True)
     return config.replace("train", batch=min(pairs, 4), steps=steps, generator_rate=2e-3, adam_eps=1e-6,
-                          decay_share=0.6, ema=0.95, validation=pairs, sample_every=max(steps // 10, 1), checkpoint_every=steps)
+                          decay_share=0.6, ema=0.95, validation=pairs, sample_every=max(steps // 10, 1),
+                          checkpoint_every=steps)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
