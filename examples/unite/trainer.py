@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import InitProcessGroupKwargs, gather_object
 from torch import nn
 
 from . import checkpoint, data
@@ -26,6 +27,8 @@ from .stream import batches
 from .structures import Batch, Sample, collate
 from .validation import Judged, judge
 
+#: How long processes wait for the main one, which validates alone, before they take it for lost.
+PATIENCE = timedelta(hours=1)
 #: Pairs in a grid of samples.
 ROWS = 6
 
@@ -237,7 +240,8 @@ def make_accelerator(device: str, precision: str) -> Accelerator:
         raise ValueError(f"device {device} is one GPU, and several processes take one each: give cuda")
     if index:
         torch.cuda.set_device(int(index))
-    return Accelerator(cpu=kind == "cpu", mixed_precision=precision)
+    waits = InitProcessGroupKwargs(timeout=PATIENCE)
+    return Accelerator(cpu=kind == "cpu", mixed_precision=precision, kwargs_handlers=[waits])
 
 
 def make_data(config: Config) -> tuple[data.Pairs, list[Sample]]:
