@@ -11,7 +11,7 @@ from scipy.ndimage import distance_transform_cdt
 
 pytest.importorskip("skimage", reason="distances need SciPy, which scikit-image brings: the extra unite")
 
-from examples.unite import data
+from examples.unite import check, data
 from examples.unite.data.deepfashion import DeepFashion, report
 from examples.unite.data.figures import disc, ellipse
 from examples.unite.data.garments import garment_of, garments
@@ -357,6 +357,25 @@ def test_what_the_report_says(tree):
     problems = report(tree, decode=True).problems
     assert sum(map(len, problems.values())) == 2
     assert "01_1_front_subset.txt, line 1" in "".join(problems["poses that cannot be read"])
+
+
+def test_with_which_settings_training_can_start(tree, capsys):
+    """The task needs no training list; another share of pseudo pairs does, and refuses without."""
+    def last_line(*words):
+        status = check.main(["--data", "deepfashion", "--root", str(tree), *words])
+        return status, capsys.readouterr().out.splitlines()[-1]
+
+    alone = "training can start with --task deepfashion, which has pseudo pairs alone (train.pseudo_share=1)"
+    assert last_line() == (0, alone)
+    (tree / "lists/train.csv").write_text("none,neither\n")
+    assert last_line() == (0, alone)
+    assert len(DeepFashion(root=tree, size=SIDE, pseudo_share=1.0)) == 5
+    with pytest.raises(DataError):
+        DeepFashion(root=tree, size=SIDE, pseudo_share=0.9)
+    (tree / "lists/train.csv").write_text(f"{TRAINING[0]},{TRAINING[4]}\n")
+    assert last_line() == (0, "training can start")
+    (tree / f"pose/{TEST[0]}_subset.txt").write_text("0 1\n")
+    assert last_line("--decode") == (1, "training cannot start")
 
 
 def test_the_report_counts_images_without_a_person(tree):

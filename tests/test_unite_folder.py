@@ -1,5 +1,6 @@
 """A folder of one's own data: what is right loads, what is wrong is named; crops, flips, choice of the exemplar."""
 
+import copy
 import pickle
 import re
 import shutil
@@ -16,6 +17,7 @@ from examples.unite.data.__main__ import main
 from examples.unite.data.check import FolderError, Unreadable, check_folder, load_picture
 from examples.unite.data.folder import Folder, read_condition, read_image
 from examples.unite.data.reading import class_planes
+from examples.unite.stream import Endless
 
 
 def equal(one, other):
@@ -296,6 +298,18 @@ def test_without_mirror_left_stays_left(folder):
         found[mirror] = {int(side.argmax(0)[0, 0]) for index in range(4) for sample in [pairs[index]]
                          for side in (sample.condition, sample.exemplar_condition)}
     assert found == {True: {0, 1}, False: {1}}
+
+
+def test_a_process_of_a_loader_has_an_epoch_and_no_lists_of_its_own(folder):
+    pairs = Folder(root=folder, size=36, seed=2)
+    pairs.set_epoch(3)
+    source = Endless(pairs, seed=0)
+    source._process = -1  # as a process sees it that was forked
+    assert equal(source[9], copy.deepcopy(source)[9])
+    assert source.pairs is not pairs
+    assert (source.pairs.epoch, pairs.epoch) == (2, 3)
+    assert source.pairs.rows is pairs.rows
+    assert source.pairs.listing is pairs.listing
 
 
 def test_the_setting_reaches_a_trainings_data(folder):
