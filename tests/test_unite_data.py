@@ -409,5 +409,3 @@ def test_written_as_a_folder_pairs_are_what_they_were(cache, avatars, tmp_path, 
     assert len(colours) == len(np.unique(np.asarray(picture))) > 3
     assert main([*arguments, "--export"]) == 1  # nothing is written over
     assert "is there already" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        main([*arguments, "--export", "--data", "folder"])

@@ -12,6 +12,7 @@ from scipy.ndimage import distance_transform_cdt
 pytest.importorskip("skimage", reason="distances need SciPy, which scikit-image brings: the extra unite")
 
 from examples.unite import check, data
+from examples.unite.data.__main__ import main
 from examples.unite.data.deepfashion import DeepFashion, report
 from examples.unite.data.figures import disc, ellipse
 from examples.unite.data.garments import garment_of, garments
@@ -244,6 +245,19 @@ def test_many_images_of_any_names_take_as_much_memory_as_names(tmp_path):
     assert sum(map(len, {id(each): each for each in made.values()}.values())) == 40_000
     assert made["img_3"] == ("img_3",)
     assert made["id_1/01_0_front"] is made["id_1/01_9_front"]
+
+
+def test_pairs_are_written_as_files(tree, tmp_path, capsys):
+    words = ["--data", "deepfashion", "--root", str(tree), "--split", "test", "--size", str(SIDE), "--count", "2"]
+    assert main([*words, "--export", "--out", str(tmp_path / "files")]) == 0
+    assert "2 pairs, WOMEN__Dresses__id_00000003__01_1_front with" in capsys.readouterr().out
+    sample = DeepFashion(root=tree, size=SIDE, split="test")[1]
+    name = tmp_path / "files/condition" / TEST[1].replace("/", "__")
+    for written, condition in ((f"{name}.npy", sample.condition), (f"{name}-exemplar.npy", sample.exemplar_condition)):
+        assert np.array_equal(np.load(written), condition)
+    (tree / f"pose/{TEST[1]}_subset.txt").write_text("0 1\n")
+    assert main([*words, "--export", "--out", str(tmp_path / "more")]) == 1
+    assert "01_2_side_subset.txt, line 1" in capsys.readouterr().err
 
 
 def test_splits_and_exemplars(tree):
