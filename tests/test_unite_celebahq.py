@@ -109,6 +109,19 @@ def test_a_picture_has_edges():
         assert edge_planes(image, parts, 1)[..., 0].any() == found
 
 
+def test_how_strong_an_edge_must_be():
+    """Canny's thresholds: a step of 0.12 is a line, one of 0.06 only where it goes on from a stronger one."""
+    def rows_with_an_edge(*steps):
+        grey = np.full((64, 64), 100, np.uint8)
+        for i, step in enumerate(steps):
+            grey[64 // len(steps) * i:64 // len(steps) * (i + 1), 32:] += round(255 * step)
+        return edge_planes(np.repeat(grey[..., None], 3, -1), {}, 1)[:, 30:35, 0].any(1)
+
+    assert rows_with_an_edge(0.12)[3:-3].all()
+    assert not rows_with_an_edge(0.06).any()
+    assert rows_with_an_edge(0.12, 0.06)[3:-3].all()
+
+
 def test_left_and_right_change_places_in_a_mirrored_face(tree):
     """The condition of a mirrored face is that of a face whose masks are mirrored, with the names of sides exchanged;
     upper and lower lip stay what they are.
