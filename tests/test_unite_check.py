@@ -192,25 +192,28 @@ def test_commands_can_be_pasted(tmp_path):
     assert shlex.split(last[:last.index(" says more")])[-2:] == ["--root", str(root)]
 
 
-@pytest.mark.parametrize(("name", "expected"), [("ade20k", "images"), ("coco", "annotations"),
-                                                ("celebahq", "CelebA-HQ-img"), ("deepfashion", "img")])
-def test_a_root_that_is_none_or_one_level_off(name, expected, tmp_path, capsys):
+@pytest.mark.parametrize(("name", "expected", "inner"), [
+    ("ade20k", "images", "images"), ("coco", "annotations", "image"),
+    ("celebahq", "CelebA-HQ-img", "CelebAMask-HQ-mask-anno"), ("deepfashion", "img", "pose")])
+def test_a_root_that_is_none_or_one_level_off(name, expected, inner, tmp_path, capsys):
     right = tmp_path / "outer/right"
-    (right / expected).mkdir(parents=True)
+    for folder in {expected, inner, "unlike"}:
+        (right / folder).mkdir(parents=True)
     (tmp_path / "file").touch()
     for root, words in ((tmp_path / "none", f"the folder {tmp_path}/none does not exist"),
                         (tmp_path / "file", f"{tmp_path}/file is a file, no folder"),
                         (tmp_path / "outer", f"{tmp_path}/outer is one level off: {expected} is in {right}, which is "
                          "the folder to give"),
-                        (right / expected, f"{right / expected} is one level off: {expected} is in {right}, which is "
-                         "the folder to give")):
+                        (right / inner, f"{right / inner} is one level off: {expected} is in {right}, which is the "
+                         "folder to give")):
         status, lines, _ = run(capsys, "--data", name, "--root", root)
         assert status == 1
         assert next(line for line in lines if line.startswith("missing: ")) == f"missing: {words}"
         with pytest.raises(DataError) as error:
             data.make(name, root=root)
         assert str(error.value).splitlines()[1] == f"  missing: {words}"
-    assert "one level off" not in "".join(run(capsys, "--data", name, "--root", right)[1])
+    for root in (right, right / "unlike"):  # what lies beside another data set is none of it
+        assert "one level off" not in "".join(run(capsys, "--data", name, "--root", root)[1])
 
 
 def test_refusals(tmp_path, capsys):

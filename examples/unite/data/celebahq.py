@@ -63,7 +63,7 @@ class CelebAHQ(Planes):
         self.root, self.condition = Path(root), condition
         self.condition_channels, self.class_names = CHANNELS[condition], None
         found = Report("celebahq", self.root, WHERE)
-        found.place(IMAGES)
+        found.place(IMAGES, MASKS)
         splits = {each: _ids(found, each) for each in SPLITS[:SPLITS.index(split) + 1]}
         rows = self.wanted_rows(splits["train"], lambda: _rows(found, split, splits))
         found.require()
@@ -81,7 +81,7 @@ class CelebAHQ(Planes):
 def report(root: str | os.PathLike[str], decode: bool = False) -> Report:
     """What there is of CelebA-HQ in a folder; ``decode`` reads every picture and mask too."""
     found = Report("celebahq", Path(root), WHERE)
-    found.place(IMAGES)
+    found.place(IMAGES, MASKS)
     splits = {split: _ids(found, split) for split in SPLITS}
     for split in SPLITS:
         _rows(found, split, splits)

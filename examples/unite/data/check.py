@@ -69,7 +69,7 @@ def check_folder(root: str | os.PathLike[str], split: str = "train") -> Listing:
     """
     root = Path(root)
     listed = pairs_file(root, split)
-    wrong = misplaced(root, "pairs.csv")
+    wrong = misplaced(root, "pairs.csv", "condition", "image")
     missing = [wrong] if wrong else []
     missing += [f"{name} is missing" for name, there in
                 (("condition/", (root / "condition").is_dir()), ("image/", (root / "image").is_dir()),

@@ -70,7 +70,7 @@ class COCO(Listed):
                  pseudo_share: float = 0.3, count: int | None = None, mirror: bool = True) -> None:
         super().__init__(size=size, split=split, seed=seed, pseudo_share=pseudo_share, mirror=mirror)
         found = Report("coco", Path(root), WHERE)
-        found.place("annotations")
+        found.place("annotations", "image")
         self.layouts, left_out, self.class_names = _layouts(found, split)
         rows = self.wanted_rows(self.layouts, lambda: _rows(found, split, self.layouts, left_out))
         found.require()
@@ -103,7 +103,7 @@ def drawn(channels: np.ndarray, corners: np.ndarray, size: int) -> np.ndarray:
 def report(root: str | os.PathLike[str], decode: bool = False) -> Report:
     """What there is of COCO-Stuff in a folder; ``decode`` reads every image too."""
     found = Report("coco", Path(root), WHERE)
-    found.place("annotations")
+    found.place("annotations", "image")
     for split in FOLDERS:
         layouts, left_out, _ = _layouts(found, split)
         _rows(found, split, layouts, left_out)

@@ -69,7 +69,7 @@ class DeepFashion(Planes):
         self.root = Path(root)
         self.condition_channels, self.class_names = CHANNELS, None
         found = Report("deepfashion", self.root, WHERE)
-        found.place(IMAGES)
+        found.place(IMAGES, POSES)
         splits = {each: _names(found, each) for each in SPLITS[:SPLITS.index(split) + 1]}
         rows = self.wanted_rows(splits["train"], lambda: listed_rows(found, split, splits, self.root))
         self.garments = _garments(found, splits["train"])
@@ -96,7 +96,7 @@ def report(root: str | os.PathLike[str], decode: bool = False) -> Report:
     Exemplars of training are looked at where there is a list: the task's pseudo pairs need none.
     """
     found = Report("deepfashion", Path(root), WHERE)
-    found.place(IMAGES)
+    found.place(IMAGES, POSES)
     splits = {split: _names(found, split) for split in SPLITS}
     for split in SPLITS:
         if split == "test" or list_file(found.root, split).is_file():

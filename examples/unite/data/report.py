@@ -70,9 +70,9 @@ class Report:
         """Note a problem; a message that was noted already is not repeated."""
         self.problems.setdefault(kind, {})[message] = None
 
-    def place(self, expected: str) -> None:
+    def place(self, expected: str, *others: str) -> None:
         """Note as the first thing missing a root that is none, or one level off (`roots.misplaced`)."""
-        wrong = misplaced(self.root, expected)
+        wrong = misplaced(self.root, expected, *others)
         if wrong:
             self.miss(wrong)
 

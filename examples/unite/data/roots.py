@@ -6,13 +6,14 @@ import os
 from pathlib import Path
 
 
-def misplaced(root: Path, expected: str) -> str | None:
+def misplaced(root: Path, expected: str, *others: str) -> str | None:
     """What is wrong with the folder of a data set as a whole, in words; None where nothing is.
 
     Args:
         root: What was given.
-        expected: A file or folder that lies in the right one; where it is in the folder above, or in one of those in
-            ``root``, that one is named.
+        expected: A file or folder that lies in the right one.  A folder in ``root`` that has it is named; so is the one
+            above, where ``root`` has the name of this or of one of the others.
+        others: Folders that lie beside it.
     """
     if not root.exists():
         return f"the folder {root} does not exist"
@@ -22,8 +23,9 @@ def misplaced(root: Path, expected: str) -> str | None:
         return None
     with os.scandir(root) as entries:
         inside = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
-    above = root.resolve().parent
-    near = [folder for folder in (*(root / name for name in inside), above) if (folder / expected).exists()]
+    whole = root.resolve()
+    above = [whole.parent] if whole.name in (expected, *others) else []
+    near = [folder for folder in (*(root / name for name in inside), *above) if (folder / expected).exists()]
     if not near:
         return None  # what is missing in it is told piece by piece
     return f"{root} is one level off: {expected} is in {near[0]}, which is the folder to give"
