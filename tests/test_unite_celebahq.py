@@ -253,6 +253,9 @@ def test_each_defect_has_its_message(tree, defect):
 def test_lists_may_have_zeros_before_an_id(tree):
     (tree / "lists/train.csv").write_text("00003.jpg,images/00007.jpg,2001\n")
     assert CelebAHQ(root=tree, size=SIDE).rows == (("3", ("7", "2001")),)
+    (tree / "lists/train.csv").write_text("00003.jpg,7\n2001,7\n3,2001\n")
+    with pytest.raises(DataError, match=r"lists/train\.csv, line 3: '3' stands in line 1 already"):
+        CelebAHQ(root=tree, size=SIDE)
 
 
 def test_an_exemplar_is_in_no_two_splits(tree):

@@ -80,6 +80,7 @@ def exemplar_rows(report: Report, split: str, names: Collection[str], exemplars:
     given = own if exemplars is names else {name: name for name in exemplars}
     unused = {name: name for name in passed_over}
     rows, empty, selves = [], 0, 0
+    lines: dict[str, int] = {}
     found = read_pairs(file, problems)
     for name, refs, line in found:
         known = _resolved(name, own, spelled)
@@ -97,7 +98,9 @@ def exemplar_rows(report: Report, split: str, names: Collection[str], exemplars:
             elif exemplar is not None or _resolved(ref, unused, spelled) is None:
                 listed = _resolved(ref, own, spelled) is not None
                 problems.append(f"{file.name}, line {line}: {_refusal(ref, split, exemplar is not None, listed)}")
-        if known is not None and kept:
+        if known is not None and lines.setdefault(known, line) != line:
+            problems.append(f"{file.name}, line {line}: {known!r} stands in line {lines[known]} already")
+        elif known is not None and kept:
             rows.append((known, tuple(kept)))
         empty += not kept
     if not found and not problems:
