@@ -44,6 +44,7 @@ class Report:
         missing: What training cannot start without: a folder, a file, a list; one message each.
         problems: Kind of problem, in the plural ("images without labels") -> messages, each with a file's name, in the
             order in which they were found (the keys of a dictionary).
+        astray: What is wrong with the root itself, which is told before anything else.
         of_pairs: Those messages of both that are about the training split's list: pseudo pairs alone do without it.
         unlisted: Whether the training split has no list, in a data set whose task does without it.
     """
@@ -54,6 +55,7 @@ class Report:
     found: list[Count] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     problems: dict[str, dict[str, None]] = field(default_factory=dict)
+    astray: str | None = None
     of_pairs: set[str] = field(default_factory=set)
     unlisted: bool = False
 
@@ -71,10 +73,8 @@ class Report:
         self.problems.setdefault(kind, {})[message] = None
 
     def place(self, expected: str, *others: str) -> None:
-        """Note as the first thing missing a root that is none, or one level off (`roots.misplaced`)."""
-        wrong = misplaced(self.root, expected, *others)
-        if wrong:
-            self.miss(wrong)
+        """Note a root that is none, or one level off (`roots.misplaced`)."""
+        self.astray = misplaced(self.root, expected, *others)
 
     def sizes(self, files: Collection[Path]) -> Iterator[tuple[Path, tuple[int, int]]]:
         """Width and height of every picture by its head; those that no decoder takes are noted."""
@@ -107,15 +107,22 @@ class Report:
     @property
     def right(self) -> bool:
         """Whether nothing is missing and nothing is wrong."""
-        return not self.missing and not self.problems
+        return not (self.astray or self.missing or self.problems)
 
     @property
     def right_for_pseudo_pairs(self) -> bool:
         """Whether training can start with pseudo pairs alone: what is missing or wrong is the training split's list."""
-        return {*self.missing, *(each for messages in self.problems.values() for each in messages)} <= self.of_pairs
+        told = {*self.missing, *(each for messages in self.problems.values() for each in messages)}
+        return not self.astray and told <= self.of_pairs
 
     def complaints(self, examples: int = EXAMPLES) -> list[str]:
         """Lines: what is missing and what is wrong, up to ``examples`` messages of each kind of problem."""
+        return self._astray() + self._details(examples)
+
+    def _astray(self) -> list[str]:
+        return [self.astray] if self.astray else []
+
+    def _details(self, examples: int) -> list[str]:
         lines = [f"missing: {message}" for message in self.missing]
         for kind, messages in self.problems.items():
             lines.append(f"{kind}: {len(messages):,}")
@@ -126,10 +133,10 @@ class Report:
 
     def lines(self, examples: int = EXAMPLES) -> list[str]:
         """The whole report; where the data set is to be had is told where something is missing."""
-        lines = [f"{self.name} in {self.root}"]
+        lines = [f"{self.name} in {self.root}", *self._astray()]
         for what, number, published in self.found:
             lines.append(f"{what}: {number:,}" + (f" (published: {published:,})" if published is not None else ""))
-        lines += self.complaints(examples)
+        lines += self._details(examples)
         if self.missing:
             lines += ["where to get it:", *(f"  {line}" for line in self.where)]
         return lines
