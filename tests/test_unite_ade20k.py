@@ -105,7 +105,8 @@ def test_with_pseudo_pairs_alone_no_list_is_needed(tree):
     assert all(pairs[index].self_reference for index in range(4))
     with pytest.raises(DataError, match=r"missing: lists/train\.csv.*python -m examples\.unite\.retrieve --query "
                                         r"\S+/images/training --gallery \S+/images/training --suffix \.jpg -k 20 "
-                                        r"-o \S+/lists/train\.csv makes it; with pseudo pairs alone"):
+                                        r"-o \S+/lists/train\.csv --file VGG19\.pth makes it \(VGG19\.pth: "
+                                        r"torchvision's state dict of vgg19, https://\S+\.pth\); with pseudo pairs"):
         ADE20K(root=tree, size=36)
     assert len(ADE20K(root=tree, size=36, split="test", pseudo_share=0)) == 2
 
@@ -193,26 +194,45 @@ def test_the_report_of_a_whole_tree(tree):
 
 
 @pytest.mark.parametrize("tree", ["annotations"], indirect=True)
-def test_what_only_decoding_finds(tree):
+def test_what_heads_of_files_say_and_what_only_decoding_finds(tree):
     labels = tree / "annotations/training"
     Image.fromarray(np.full((SIDE, SIDE), 200, np.uint8)).save(labels / "ADE_train_00000001.png")
     Image.new("RGB", (SIDE, SIDE)).save(labels / "ADE_train_00000002.png")
     Image.new("L", (SIDE, 7)).save(labels / "ADE_train_00000003.png")
     (tree / "images/training/ADE_train_00000004.jpg").write_bytes(b"no picture")
-    assert report(tree).right
-    found = report(tree, decode=True)
-    assert {kind: list(messages) for kind, messages in found.problems.items()} == {
-        "pictures that cannot be read":
-            ["images/training/ADE_train_00000004.jpg: cannot identify image file"],
-        "class ids that are none": [
-            "annotations/training/ADE_train_00000001.png: class id 200, where 0 to 150 and 255 are known",
-            "annotations/training/ADE_train_00000002.png: an image in colours, no class ids"],
-        "class ids of another size than their image":
-            ["annotations/training/ADE_train_00000003.png is 40 x 7, its image 40 x 40"]}
+    cut = tree / "images/validation/ADE_val_00000001.jpg"
+    cut.write_bytes(cut.read_bytes()[:-30])
+    heads = {"pictures that cannot be read": ["images/training/ADE_train_00000004.jpg: cannot identify image file"],
+             "class ids of another size than their image":
+                 ["annotations/training/ADE_train_00000003.png is 40 x 7, its image 40 x 40"]}
+    assert {kind: list(messages) for kind, messages in report(tree).problems.items()} == heads
+    found = {kind: list(messages) for kind, messages in report(tree, decode=True).problems.items()}
+    assert found.pop("class ids that are none") == [
+        "annotations/training/ADE_train_00000001.png: class id 200, where 0 to 150 and 255 are known",
+        "annotations/training/ADE_train_00000002.png: an image in colours, no class ids"]
+    unreadable = found["pictures that cannot be read"]
+    assert unreadable.pop().startswith("images/validation/ADE_val_00000001.jpg: image file is truncated")
+    assert found == heads
     pairs = ADE20K(root=tree, size=36, pseudo_share=1)
-    for index, message in enumerate((r"00001\.png: class id 200", r"00002\.png: an image in colours")):
+    for index, message in enumerate((r"00001\.png: class id 200", r"00002\.png: an image in colours",
+                                     r"00003\.png is 40 x 7, its image 40 x 40")):
         with pytest.raises(ValueError, match=message):
             pairs[index]
+
+
+@pytest.mark.parametrize("tree", ["annotations"], indirect=True)
+def test_class_ids_are_those_of_the_nearest_pixel(tree):
+    """Files of twice the size and of other ones: an id between two of the file's would be neither's."""
+    for side in (2 * SIDE, 67):
+        ids = np.random.default_rng(side).choice((3, 150), (side, side)).astype(np.uint8)
+        Image.fromarray(ids).save(labels_of(tree, "ADE_val_00000001"))
+        Image.new("RGB", (side, side)).save(tree / "images/validation/ADE_val_00000001.jpg")
+        condition = ADE20K(root=tree, size=SIDE, split="test")[0].condition
+        assert condition.sum(0).eq(1).all()
+        assert condition.flatten(1).amax(1).nonzero().flatten().tolist() == [3, 150]
+        if side == 2 * SIDE:  # pixel 2 i or 2 i + 1 is as near as the other
+            of = [(condition.argmax(0).numpy() == ids[i::2, j::2]).all() for i in (0, 1) for j in (0, 1)]
+            assert sum(of) == 1
 
 
 def test_another_count_or_size(tree):

@@ -109,6 +109,19 @@ def test_a_picture_has_edges():
         assert edge_planes(image, parts, 1)[..., 0].any() == found
 
 
+def test_how_strong_an_edge_must_be():
+    """Canny's thresholds: a step of 0.12 is a line, one of 0.06 only where it goes on from a stronger one."""
+    def rows_with_an_edge(*steps):
+        grey = np.full((64, 64), 100, np.uint8)
+        for i, step in enumerate(steps):
+            grey[64 // len(steps) * i:64 // len(steps) * (i + 1), 32:] += round(255 * step)
+        return edge_planes(np.repeat(grey[..., None], 3, -1), {}, 1)[:, 30:35, 0].any(1)
+
+    assert rows_with_an_edge(0.12)[3:-3].all()
+    assert not rows_with_an_edge(0.06).any()
+    assert rows_with_an_edge(0.12, 0.06)[3:-3].all()
+
+
 def test_left_and_right_change_places_in_a_mirrored_face(tree):
     """The condition of a mirrored face is that of a face whose masks are mirrored, with the names of sides exchanged;
     upper and lower lip stay what they are.
@@ -218,6 +231,8 @@ DEFECTS = {
     "no part": (lambda root: [file.unlink() for file in (root / "CelebAMask-HQ-mask-anno/2").iterdir()],
                 r"CelebA-HQ-img/4000\.jpg has no CelebAMask-HQ-mask-anno/2/04000_skin\.png"),
     "no id": (lambda root: (root / "train.txt").write_text("3\nface\n"), r"train\.txt, line 2: 'face' is no name"),
+    "capitals": (lambda root: (root / "CelebA-HQ-img/7.jpg").rename(root / "CelebA-HQ-img/7.JPG"),
+                 r"CelebA-HQ-img/7\.jpg, which train\.txt lists; 7\.JPG is there, whose ending must be \.jpg"),
     "twice": (lambda root: (root / "train.txt").write_text("3\n\n3\n"), r"line 3: '3' stands in line 1 already"),
     "empty": (lambda root: (root / "train.txt").write_text("\n"), r"train\.txt lists no names"),
     "unknown exemplar": (lambda root: (root / "lists/train.csv").write_text("3,99\n"),
@@ -235,6 +250,14 @@ def test_each_defect_has_its_message(tree, defect):
     assert not report(tree).right
 
 
+def test_lists_may_have_zeros_before_an_id(tree):
+    (tree / "lists/train.csv").write_text("00003.jpg,images/00007.jpg,2001\n")
+    assert CelebAHQ(root=tree, size=SIDE).rows == (("3", ("7", "2001")),)
+    (tree / "lists/train.csv").write_text("00003.jpg,7\n2001,7\n3,2001\n")
+    with pytest.raises(DataError, match=r"lists/train\.csv, line 3: '3' stands in line 1 already"):
+        CelebAHQ(root=tree, size=SIDE)
+
+
 def test_an_exemplar_is_in_no_two_splits(tree):
     (tree / "val.txt").write_text("12\n2010\n7\n")
     with pytest.raises(DataError, match=r"names in both splits: 1\n +'7' is in train\.txt and in val\.txt"):
@@ -244,9 +267,16 @@ def test_an_exemplar_is_in_no_two_splits(tree):
 def test_what_the_report_says(tree):
     found = report(tree)
     assert found.right
-    assert {(what, number) for what, number, _ in found.found} == {
-        ("train ids in train.txt", 4), ("train images with masks", 4), ("train images with exemplars", 4),
-        ("test ids in val.txt", 2), ("test images with masks", 2), ("test images with exemplars", 2)}
+    parts = {(f"{split} masks of {part}", count * (part in BOXES) - (split == "train" and part == "r_ear"))
+             for split, count in (("train", 4), ("test", 2)) for part in PARTS}
+    whole = "images with masks, that of the skin among them"
+    assert {(what, number) for what, number, _ in found.found} == parts | {
+        ("train ids in train.txt", 4), (f"train {whole}", 4), ("train images with exemplars", 4),
+        ("test ids in val.txt", 2), (f"test {whole}", 2), ("test images with exemplars", 2)}
+    (tree / "CelebAMask-HQ-mask-anno/0/00007_skin.png").unlink()
+    without = report(tree)
+    assert without.right
+    assert {(f"train {whole}", 3), ("train masks of skin", 3)} <= {count[:2] for count in without.found}
     broken = tree / "CelebAMask-HQ-mask-anno/1/02001_nose.png"
     broken.write_bytes(broken.read_bytes()[:40])
     assert report(tree).right

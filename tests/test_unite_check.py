@@ -1,6 +1,7 @@
 """The check of a data set before training: what it says, with which exit status, and that training says the same."""
 
 import json
+import shlex
 import shutil
 from importlib import metadata
 
@@ -158,6 +159,62 @@ def test_avatars(tmp_path, capsys, monkeypatch):
     status, lines, _ = run(capsys, "--data", "avatars", "--root", tmp_path)
     assert status == 1
     assert "missing: avatars need the package python-avatars: pip install 'uotlib[unite]'" in lines
+
+
+def test_with_which_settings_training_can_start(scenes, capsys):
+    """What is missing or wrong with the training split's list alone is nothing to pseudo pairs."""
+    lists = scenes / "lists"
+    for damage in (lambda: (lists / "train.csv").write_text("ADE_train_1,none\n"), (lists / "train.csv").unlink):
+        damage()
+        status, lines, _ = run(capsys, "--data", "ade20k", "--root", scenes)
+        assert (status, lines[-1]) == (
+            1, "training can start with pseudo pairs alone (train.pseudo_share=1), and not with other settings")
+        assert len(data.make("ade20k", root=scenes, pseudo_share=1.0)) == 2
+        with pytest.raises(DataError):
+            data.make("ade20k", root=scenes, pseudo_share=0.9)
+    (lists / "test.csv").unlink()
+    assert run(capsys, "--data", "ade20k", "--root", scenes)[1][-1] == "training cannot start"
+
+
+def test_commands_can_be_pasted(tmp_path):
+    """Folders with a blank or a quote in their names are one word of the shell's."""
+    root = tmp_path / "my data's"
+    for folder in ("images/training", "images/validation"):
+        (root / folder).mkdir(parents=True)
+    with pytest.raises(DataError) as error:
+        data.make("ade20k", root=root)
+    (told,) = (line for line in str(error.value).splitlines() if "lists/train.csv" in line)
+    words = shlex.split(told[told.index("python"):told.index(" makes it")])
+    assert words == ["python", "-m", "examples.unite.retrieve", "--query", f"{root}/images/training", "--gallery",
+                     f"{root}/images/training", "--suffix", ".jpg", "-k", "20", "-o", f"{root}/lists/train.csv",
+                     "--file", "VGG19.pth"]
+    last = str(error.value).splitlines()[-1]
+    assert shlex.split(last[:last.index(" says more")])[-2:] == ["--root", str(root)]
+
+
+@pytest.mark.parametrize(("name", "expected", "inner"), [
+    ("ade20k", "images", "images"), ("coco", "annotations", "image"),
+    ("celebahq", "CelebA-HQ-img", "CelebAMask-HQ-mask-anno"), ("deepfashion", "img", "pose")])
+def test_a_root_that_is_none_or_one_level_off(name, expected, inner, tmp_path, capsys):
+    right = tmp_path / "outer/right"
+    for folder in {expected, inner, "unlike"}:
+        (right / folder).mkdir(parents=True)
+    (tmp_path / "file").touch()
+    for root, words in ((tmp_path / "none", f"the folder {tmp_path}/none does not exist"),
+                        (tmp_path / "file", f"{tmp_path}/file is a file, no folder"),
+                        (tmp_path / "outer", f"{tmp_path}/outer is one level off: {expected} is in {right}, which is "
+                         "the folder to give"),
+                        (right / inner, f"{right / inner} is one level off: {expected} is in {right}, which is the "
+                         "folder to give")):
+        status, lines, _ = run(capsys, "--data", name, "--root", root)
+        assert status == 1
+        assert lines[1] == words
+        assert sum(words in line for line in lines) == 1
+        with pytest.raises(DataError) as error:
+            data.make(name, root=root)
+        assert str(error.value).splitlines()[1] == f"  {words}"
+    for root in (right, right / "unlike"):  # what lies beside another data set is none of it
+        assert "one level off" not in "".join(run(capsys, "--data", name, "--root", root)[1])
 
 
 def test_refusals(tmp_path, capsys):

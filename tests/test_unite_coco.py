@@ -96,6 +96,21 @@ def test_a_box_fills_its_channel_and_channel_0_is_where_none_is(tree):
     assert condition[:, 18, 10].sum() == 2  # a person before the sky
 
 
+def test_how_large_a_box_must_be(tree):
+    """Above 2 per cent of the image: of 100 x 100 pixels 200 are none, 205 are."""
+    images = {1: [SKY, GROUND, PERSON, ("stuff", 92, 0, 0, 2, 100), ("stuff", 93, 0, 0, 5, 41)]}
+    content = annotations("train", "stuff", images)
+    content["images"][0].update(width=100, height=100)
+    content["categories"].append({"id": 93, "name": "blanket"})
+    for kind, tree_of in (("stuff", content), ("instances", annotations("train", "instances", images))):
+        tree_of["images"][0].update(width=100, height=100)
+        (tree / f"annotations/{kind}_train2017.json").write_text(json.dumps(tree_of))
+    for number in range(2, 6):
+        (tree / "image/train2017" / file_name("train", number)).unlink()
+    layouts = COCO(root=tree, size=SIDE, pseudo_share=1).layouts
+    assert layouts["000000000001"].channels.tolist() == [1, 157, 92, 93]
+
+
 def test_boxes_at_any_size():
     corners = np.array([[0.25, 0.5, 0.5, 1.0], [0.1, 0.0, 0.3, 0.34]])
     planes = drawn(np.array([5, 7]), corners, 8)
@@ -208,6 +223,14 @@ DEFECTS = {
                  r"stuff_train2017\.json: image '000000000001\.jpg' is 0 x 64 pixels"),
     "short box": (lambda tree: rewrite(tree, lambda content: content["annotations"][0].update(bbox=[1, 2])),
                   r"stuff_train2017\.json has an image or a box with a wrong value"),
+    "negative box": (lambda tree: rewrite(tree, lambda content: content["annotations"][0].update(bbox=[9, 2, -3, 4])),
+                     r"stuff_train2017\.json: a box of image '000000000001\.jpg' is -3 x 4 pixels at \(9, 2\)"),
+    "infinite box": (lambda tree: rewrite(tree, lambda content: content["annotations"][0].update(
+        bbox=[9, 2, 3, float("inf")])), r"a box of image '000000000001\.jpg' is 3 x inf pixels at \(9, 2\)"),
+    "no number": (lambda tree: rewrite(tree, lambda content: content["annotations"][0].update(
+        bbox=[float("nan"), 2, 3, 4])), r"a box of image '000000000001\.jpg' is 3 x 4 pixels at \(nan, 2\)"),
+    "endless image": (lambda tree: rewrite(tree, lambda content: content["images"][0].update(width=float("inf"))),
+                      r"stuff_train2017\.json: image '000000000001\.jpg' is inf x 64 pixels"),
     "box of no image": (lambda tree: rewrite(tree, lambda content: content["annotations"][0].update(image_id=99)),
                         r"stuff_train2017\.json: a box is of image 99"),
     "unknown class": (lambda tree: rewrite(tree, lambda content: content["annotations"][0].update(category_id=184)),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 pytest.importorskip("accelerate", reason="needs accelerate: the extra unite")
 pytest.importorskip("tensorboard", reason="needs tensorboard: the extra unite")
@@ -15,6 +16,7 @@ from unite_training import SMALL, Blocks, blocks, finish, launch, small, start, 
 
 from examples.unite import checkpoint, train
 from examples.unite.config import Config
+from examples.unite.data.check import Unreadable, load_picture
 from examples.unite.trainer import Trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore:images are judged by random")
@@ -74,6 +76,34 @@ def test_an_error_of_a_value_while_training_is_a_message(tmp_path: Path, capsys:
     monkeypatch.setattr(Trainer, "run", refuse)
     assert train.main(["--device", "cpu", "--out", str(tmp_path)]) == 1
     assert capsys.readouterr().err.endswith("ValueError: no trainer here\n")
+
+
+@pytest.mark.parametrize(("error", "line"), [
+    (PermissionError(13, "Permission denied", "a.jpg"), "PermissionError: [Errno 13] Permission denied: 'a.jpg'\n"),
+    (OSError(28, "No space left on device"), "OSError: [Errno 28] No space left on device\n"),
+    (Unreadable("Caught Unreadable in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n"
+                "  File \"a.py\", line 1\nexamples.Unreadable: a.jpg cannot be read: cut short\n"),
+     "Unreadable: a.jpg cannot be read: cut short\n"),
+])
+def test_a_file_that_cannot_be_read_while_training_is_one_line(
+        error: Exception, line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(train, "configure", lambda options: small())
+    monkeypatch.setattr(Trainer, "run", run)
+    assert train.main(["--device", "cpu", "--out", str(tmp_path)]) == 1
+    assert capsys.readouterr().err == line
+
+
+def test_an_error_of_a_loaders_process_is_one_line(tmp_path: Path) -> None:
+    """What PyTorch makes of an error there, with its traceback, ends in the error's own words."""
+    (tmp_path / "a.png").write_text("no picture")
+    files = DataLoader([tmp_path / "a.png"], num_workers=1, collate_fn=lambda each: load_picture(each[0]))
+    with pytest.raises(Unreadable, match="Original Traceback") as error:
+        next(iter(files))
+    assert train._message(error.value) == f"{tmp_path / 'a.png'} cannot be read: cannot identify image file"
 
 
 def test_demo_and_overfit_leave_what_they_did_not_make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

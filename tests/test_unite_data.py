@@ -386,6 +386,19 @@ def test_without_mirror_avatars_stand_as_they_were_drawn(avatars, pseudo_share):
     assert mirrored(avatars(pseudo_share=pseudo_share, mirror=False)) == 0
 
 
+def test_how_strong_an_edge_of_hair_must_be():
+    """A step of 0.06 is a line, one of 0.03 only where it goes on from a stronger one."""
+    def rows_with_an_edge(*steps):
+        image = np.full((64, 64, 3), 100, np.uint8)
+        for i, step in enumerate(steps):
+            image[64 // len(steps) * i:64 // len(steps) * (i + 1), 32:] += round(255 * step)
+        return conditions.edges(np.full((64, 64), PARTS.index("hair"), np.uint8), image)[0, :, 30:35].amax(1) > 0
+
+    assert rows_with_an_edge(0.06)[3:-3].all()
+    assert not rows_with_an_edge(0.03).any()
+    assert rows_with_an_edge(0.06, 0.03)[3:-3].all()
+
+
 def test_a_move_mirrors_only_where_it_may():
     image, labels = (x[0] for x in rendered(seed=1, split="train", index=0, size=SIZE))
     moved = {mirror: [moves.random_move(np.random.default_rng(seed), image, labels, mirror) for seed in range(8)]
@@ -409,5 +422,3 @@ def test_written_as_a_folder_pairs_are_what_they_were(cache, avatars, tmp_path, 
     assert len(colours) == len(np.unique(np.asarray(picture))) > 3
     assert main([*arguments, "--export"]) == 1  # nothing is written over
     assert "is there already" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        main([*arguments, "--export", "--data", "folder"])

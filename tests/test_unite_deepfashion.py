@@ -11,11 +11,13 @@ from scipy.ndimage import distance_transform_cdt
 
 pytest.importorskip("skimage", reason="distances need SciPy, which scikit-image brings: the extra unite")
 
-from examples.unite import data
+from examples.unite import check, data
+from examples.unite.data.__main__ import main
 from examples.unite.data.deepfashion import DeepFashion, report
 from examples.unite.data.figures import disc, ellipse
+from examples.unite.data.garments import garment_of, garments
 from examples.unite.data.poses import JOINTS, LIMBS, mirrored_planes, pose_planes, read_pose
-from examples.unite.data.report import DataError
+from examples.unite.data.report import DataError, Report
 
 SIDE = 48
 #: x, y in an image of `SIDE`; the person's left is the right of the picture.
@@ -194,14 +196,68 @@ def test_pairs_of_one_garment(tree):
 
 
 def test_a_file_says_what_is_one_garment(tree):
-    """It narrows the pairs down to training images of one garment; a name may stand alone."""
-    lines = [(TRAINING[0], TRAINING[2], TRAINING[3], TEST[0]), (TRAINING[1],)]
-    (tree / "deepfashion_self_pair.txt").write_text("\n".join(
-        ",".join("img\\" + name.replace("/", "\\") + ".jpg" for name in line) for line in lines))
+    """It alone decides, whatever the names are; lines with a name in common are one, and a name may stand alone."""
+    one, two, three, four, five = TRAINING
+    lines = ["img\\" + one.replace("/", "\\") + ".jpg," + five + f",{TEST[0]}.jpg", two, f"{five}.jpg, {four}"]
+    (tree / "deepfashion_self_pair.txt").write_text("\r\n".join(lines) + "\r\n\r\n")
     pairs = DeepFashion(root=tree, size=SIDE)
-    assert pairs.garments == dict.fromkeys(TRAINING, ()) | {TRAINING[0]: (TRAINING[2],)}
-    assert blue(pairs[0].exemplar) == 2
-    assert ("train images with another of their garment", 1, None) in report(tree).found
+    assert pairs.garments == {two: (two,), three: (three,)} | dict.fromkeys((one, four, five), (one, four, five))
+    assert pairs.garments[one] is pairs.garments[five]
+    chosen = set()
+    for epoch in range(12):
+        pairs.set_epoch(epoch)
+        chosen.add(blue(pairs[3].exemplar))
+        assert blue(pairs[1].exemplar) == 1
+    assert chosen == {0, 4}
+    found = report(tree)
+    assert found.right
+    assert {("train images with another of their garment", 3, None),
+            ("images of deepfashion_self_pair.txt that are not in the training split, left out", 1, None)} <= set(
+                found.found)
+    with (tree / "deepfashion_self_pair.txt").open("a") as file:
+        file.write(f"{two},WOMEN/none.jpg,../a.jpg\n")
+    with pytest.raises(DataError) as error:
+        DeepFashion(root=tree, size=SIDE)
+    assert error.value.report.complaints() == report(tree).complaints() == [
+        "lines of deepfashion_self_pair.txt: 2",
+        "  deepfashion_self_pair.txt, line 5: there is no image 'WOMEN/none.jpg'",
+        "  deepfashion_self_pair.txt, line 5: there is no image '../a.jpg'"]
+
+
+@pytest.mark.parametrize(("names", "expected"), [
+    (("id_00000001/01_1_front", "id_00000001/01_4_full"), True),
+    (("id_00000001/01_1_front", "id_00000001/02_1_front"), False),
+    (("MEN/A/id_00000001/01_1_front", "MEN/B/id_00000001/01_2_side"), False),
+    (("fashionWOMENTees_Tanksid0000024402_1front", "fashionWOMENTees_Tanksid0000024402_7additional"), True),
+    (("fashionMENDenimid0000024402_1front", "fashionWOMENDenimid0000024402_2side"), False),
+    (("fashionWOMENid000002440_1front", "fashionWOMENid000002440_2side"), False),
+    (("img_0001", "img_0002"), False), (("studio/01_1_front", "studio/01_2_side"), False),
+    (("id_00000001/front_1", "id_00000001/front_2"), False), (("01_1_front", "01_2_side"), False),
+])
+def test_which_names_are_of_one_garment(names, expected):
+    """Those of the In-shop scheme, with folders or run together; others stand alone."""
+    assert (garment_of(names[0]) == garment_of(names[1])) == expected
+
+
+def test_many_images_of_any_names_take_as_much_memory_as_names(tmp_path):
+    names = [f"img_{i}" for i in range(20_000)] + [f"id_1/01_{i}_front" for i in range(20_000)]
+    made = garments(Report("deepfashion", tmp_path, ()), names, str, lambda name: tmp_path / name)
+    assert sum(map(len, {id(each): each for each in made.values()}.values())) == 40_000
+    assert made["img_3"] == ("img_3",)
+    assert made["id_1/01_0_front"] is made["id_1/01_9_front"]
+
+
+def test_pairs_are_written_as_files(tree, tmp_path, capsys):
+    words = ["--data", "deepfashion", "--root", str(tree), "--split", "test", "--size", str(SIDE), "--count", "2"]
+    assert main([*words, "--export", "--out", str(tmp_path / "files")]) == 0
+    assert "2 pairs, WOMEN__Dresses__id_00000003__01_1_front with" in capsys.readouterr().out
+    sample = DeepFashion(root=tree, size=SIDE, split="test")[1]
+    name = tmp_path / "files/condition" / TEST[1].replace("/", "__")
+    for written, condition in ((f"{name}.npy", sample.condition), (f"{name}-exemplar.npy", sample.exemplar_condition)):
+        assert np.array_equal(np.load(written), condition)
+    (tree / f"pose/{TEST[1]}_subset.txt").write_text("0 1\n")
+    assert main([*words, "--export", "--out", str(tmp_path / "more")]) == 1
+    assert "01_2_side_subset.txt, line 1" in capsys.readouterr().err
 
 
 def test_splits_and_exemplars(tree):
@@ -230,6 +286,18 @@ def test_joints_go_with_images_of_any_shape(tree):
     write_pose(tree, name, [{"nose": (9, 70), "neck": (31, 70)}])
     with pytest.raises(ValueError, match=r"01_1_front_candidate\.txt: neck is at \(31, 70\), outside .* 30 x 96"):
         DeepFashion(root=tree, size=64).load(name, 64)
+
+
+def test_joints_are_in_the_middle_of_their_pixels(tree):
+    """Of an image of 8 x 16 pixels each is 8 x 4 at 64: half a pixel of it is far."""
+    name = TRAINING[4]
+    Image.new("RGB", (8, 16)).save(tree / f"img/{name}.jpg")
+    for nose, neck in (((2, 3), (5, 3)), ((3, 3), (3, 12))):
+        write_pose(tree, name, [{"nose": nose, "neck": neck}])
+        _, planes = DeepFashion(root=tree, size=64).load(name, 64)
+        rows, columns = np.nonzero(planes[..., 3 + LIMBS.index((1, 0))] == 0)
+        middle = ((nose[1] + neck[1] + 1) / 2 * 4 - 0.5, (nose[0] + neck[0] + 1) / 2 * 8 - 0.5)
+        np.testing.assert_allclose((rows.mean(), columns.mean()), middle, atol=0.3)
 
 
 def test_crops_and_flips_keep_condition_and_image_together(tree):
@@ -303,3 +371,28 @@ def test_what_the_report_says(tree):
     problems = report(tree, decode=True).problems
     assert sum(map(len, problems.values())) == 2
     assert "01_1_front_subset.txt, line 1" in "".join(problems["poses that cannot be read"])
+
+
+def test_with_which_settings_training_can_start(tree, capsys):
+    """The task needs no training list; another share of pseudo pairs does, and refuses without."""
+    def last_line(*words):
+        status = check.main(["--data", "deepfashion", "--root", str(tree), *words])
+        return status, capsys.readouterr().out.splitlines()[-1]
+
+    alone = "training can start with --task deepfashion, which has pseudo pairs alone (train.pseudo_share=1)"
+    assert last_line() == (0, alone)
+    (tree / "lists/train.csv").write_text("none,neither\n")
+    assert last_line() == (0, alone)
+    assert len(DeepFashion(root=tree, size=SIDE, pseudo_share=1.0)) == 5
+    with pytest.raises(DataError):
+        DeepFashion(root=tree, size=SIDE, pseudo_share=0.9)
+    (tree / "lists/train.csv").write_text(f"{TRAINING[0]},{TRAINING[4]}\n")
+    assert last_line() == (0, "training can start")
+    (tree / f"pose/{TEST[0]}_subset.txt").write_text("0 1\n")
+    assert last_line("--decode") == (1, "training cannot start")
+
+
+def test_the_report_counts_images_without_a_person(tree):
+    for name in TEST:
+        write_pose(tree, name, [])
+    assert ("images without a person, whose poses are empty", 2, None) in report(tree, decode=True).found

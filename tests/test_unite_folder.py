@@ -1,6 +1,8 @@
 """A folder of one's own data: what is right loads, what is wrong is named; crops, flips, choice of the exemplar."""
 
+import copy
 import pickle
+import re
 import shutil
 import struct
 
@@ -8,11 +10,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader
 
 from examples.unite import data
 from examples.unite.data.__main__ import main
-from examples.unite.data.check import FolderError, check_folder
+from examples.unite.data.check import FolderError, Unreadable, check_folder, load_picture
 from examples.unite.data.folder import Folder, read_condition, read_image
+from examples.unite.data.reading import class_planes
+from examples.unite.stream import Endless
 
 
 def equal(one, other):
@@ -115,9 +120,11 @@ def test_how_often_which_exemplar(folder):
         pairs.set_epoch(epoch)
         p = pairs.draw(0).random()
         found.append("self" if p >= 0.7 else "hard" if p < 0.2 else "easy")
+        name, _ = pairs.chosen(0, pairs.draw(0))
+        assert {"a": "self", "b": "easy", "c": "hard"}[name] == found[-1]
         if epoch < 20:
             who = round(float(pairs[0].exemplar[2, 0, 0] + 1) * 127.5 / 50)
-            assert ("self", "easy", "hard")[who] == found[-1]
+            assert "abc"[who] == name
     # Shares 0.3, 0.2, 0.5 with a standard deviation of 0.025 at most.
     for kind, share in (("self", 0.3), ("hard", 0.2), ("easy", 0.5)):
         assert abs(found.count(kind) / len(found) - share) < 0.1
@@ -176,6 +183,10 @@ DEFECTS = {
     "broken image": (broken, r"image/a\.png cannot be read: "),
     "no image": (no_image_file, r"image/a\.png cannot be read: cannot identify"),
     "missing image": (lambda root: (root / "image/b.png").unlink(), r"image/b\.\* is missing \(pairs.csv, line 2\)"),
+    "capitals": (lambda root: (root / "image/b.png").rename(root / "image/b.JPG"),
+                 r"image/b\.\* is missing \(pairs\.csv, line 2\); b\.JPG is there, whose ending must be \.jpg"),
+    "labels in capitals": (lambda root: (root / "condition/d.png").rename(root / "condition/d.PNG"),
+                           r"condition/d\.png is missing .*; d\.PNG is there, whose ending must be \.png"),
     "two images": (lambda root: Image.new("RGB", (40, 40)).save(root / "image/c.jpg"),
                    r"image/c has more than one file: c\.png, c\.jpg"),
     "missing labels": (lambda root: (root / "condition/d.png").unlink(), r"condition/d\.png is missing .*line 4"),
@@ -220,6 +231,61 @@ def test_pairs_to_look_at(folder, tmp_path, capsys):
     assert "image/a.png cannot be read" in capsys.readouterr().err
 
 
+def test_class_ids_are_those_of_the_nearest_pixel(folder):
+    """Of files of twice the size: an id between two of the file's would be neither's."""
+    ids = np.random.default_rng(3).choice((0, 2), (80, 80)).astype(np.uint8)
+    Image.fromarray(ids).save(folder / "condition/a.png")
+    condition = read_condition(folder / "condition/a.png", 40, 3)
+    assert condition.sum(0).eq(1).all()
+    assert condition.flatten(1).amax(1).tolist() == [1, 0, 1]
+    assert sum((condition.argmax(0).numpy() == ids[i::2, j::2]).all() for i in (0, 1) for j in (0, 1)) == 1
+
+
+def test_class_planes_are_one_hot_and_lie_as_networks_take_them():
+    ids = np.random.default_rng(0).integers(0, 5, (6, 7))
+    planes = class_planes(ids, 5)
+    assert planes.is_contiguous()
+    assert planes.dtype == torch.float32
+    assert torch.equal(planes, torch.stack([torch.from_numpy(ids == i) for i in range(5)]).float())
+
+
+def test_half_of_all_pictures_are_mirrored(folder):
+    """Of 400 sides of pairs, with a standard deviation of 0.025."""
+    for file in (folder / "condition").iterdir():
+        ids = np.zeros((40, 40), dtype=np.uint8)
+        ids[:, :20] = 1
+        Image.fromarray(ids).save(file)
+    pairs = Folder(root=folder, size=36)
+    mirrored = []
+    for epoch in range(50):
+        pairs.set_epoch(epoch)
+        mirrored += [int(side.argmax(0)[0, 0]) == 0 for index in range(4) for sample in [pairs[index]]
+                     for side in (sample.condition, sample.exemplar_condition)]
+    assert abs(np.mean(mirrored) - 0.5) < 0.1
+
+
+def test_an_error_of_a_picture_comes_out_of_a_loader(folder):
+    """By its type and its message; its own reason is for whoever reads the file in the same process."""
+    broken(folder)
+    with pytest.raises(Unreadable, match=r"image/a\.png cannot be read: ") as error:
+        list(DataLoader([folder / "image/a.png"], num_workers=1, collate_fn=lambda files: load_picture(files[0])))
+    assert pickle.loads(pickle.dumps(error.value)).args == error.value.args
+    with pytest.raises(Unreadable) as error:
+        load_picture(folder / "image/a.png")
+    again = pickle.loads(pickle.dumps(error.value))
+    assert (str(again), again.reason) == (str(error.value), error.value.reason) != ("", "")
+
+
+def test_a_folder_that_is_none_or_one_level_off(folder):
+    for root, message in ((folder / "none", r"the folder \S+/none does not exist"),
+                          (folder / "pairs.csv", r"\S+/pairs\.csv is a file, no folder"),
+                          (folder.parent, r"\S+ is one level off: pairs\.csv is in \S+/mine, which is the folder to"),
+                          (folder / "image", r"\S+/image is one level off: pairs\.csv is in \S+/mine, which")):
+        with pytest.raises(FolderError) as error:
+            check_folder(root)
+        assert re.match(message, error.value.problems[0])
+
+
 def test_without_mirror_left_stays_left(folder):
     """Every name's picture has its left half in class 1 alone: a mirrored crop would begin with class 0."""
     for file in (folder / "condition").iterdir():
@@ -232,6 +298,18 @@ def test_without_mirror_left_stays_left(folder):
         found[mirror] = {int(side.argmax(0)[0, 0]) for index in range(4) for sample in [pairs[index]]
                          for side in (sample.condition, sample.exemplar_condition)}
     assert found == {True: {0, 1}, False: {1}}
+
+
+def test_a_process_of_a_loader_has_an_epoch_and_no_lists_of_its_own(folder):
+    pairs = Folder(root=folder, size=36, seed=2)
+    pairs.set_epoch(3)
+    source = Endless(pairs, seed=0)
+    source._process = -1  # as a process sees it that was forked
+    assert equal(source[9], copy.deepcopy(source)[9])
+    assert source.pairs is not pairs
+    assert (source.pairs.epoch, pairs.epoch) == (2, 3)
+    assert source.pairs.rows is pairs.rows
+    assert source.pairs.listing is pairs.listing
 
 
 def test_the_setting_reaches_a_trainings_data(folder):

@@ -116,3 +116,14 @@ def test_settings_of_a_resumed_run_are_the_checkpoints(tmp_path: Path) -> None:
     assert train._changes(tmp_path, config) == ["train.steps: 1 -> 4"]
 
 
+def test_a_task_beside_resume_says_the_folder_and_no_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without `--out` as with it; what is given besides changes the checkpoint's settings."""
+    monkeypatch.chdir(tmp_path)
+    start(small(train={"steps": 1}), Path("out/unite/coco")).run()
+    expected = small(train={"steps": 4}, model={"condition_channels": 3})
+    for words in (["--task", "coco"], ["--task", "coco", "--out", "out/unite/coco"]):
+        assert train.configure(train._parse(["--resume", *words, "--steps", "4"])) == expected
+    with pytest.raises(CheckpointError, match="no checkpoint in out/unite/ade20k/checkpoints"):
+        train.configure(train._parse(["--resume", "--task", "ade20k"]))
+
+

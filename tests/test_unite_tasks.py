@@ -1,6 +1,7 @@
 """Settings of the paper's tasks: the authors' switches, and how a command takes them."""
 
 import dataclasses
+import importlib.util
 import json
 import math
 
@@ -128,14 +129,34 @@ def test_an_unknown_task(capsys):
 
 def test_a_task_without_its_data_is_refused_before_anything_is_written(tmp_path, capsys):
     out = tmp_path / "run"
-    assert train.main(["--task", "ade20k", "--device", "cpu", "--out", str(out)]) == 1
+    words = ["--task", "ade20k", "--device", "cpu", "--out", str(out), "--set", "loss.perceptual=random"]
+    assert train.main(words) == 1
     assert "root must be the folder of the data ade20k, got none" in capsys.readouterr().err
-    assert train.main(["--task", "ade20k", "--root", str(tmp_path), "--device", "cpu", "--out", str(out)]) == 1
+    assert train.main([*words, "--root", str(tmp_path)]) == 1
     error = capsys.readouterr().err
     for words in ("DataError", "missing: images/training/", "missing: lists/train.csv",
                   f"python -m examples.unite.check --data ade20k --root {tmp_path} says more"):
         assert words in error
     assert not out.exists()
+
+
+def test_weights_of_the_judge_are_looked_for_before_the_data(tmp_path, capsys, monkeypatch):
+    def unread(*_, **__):
+        raise AssertionError("the data was read")
+
+    monkeypatch.setattr(train, "Trainer", unread)
+    file = tmp_path / "VGG19.pth"
+    words = ["--task", "ade20k", "--out", str(tmp_path), "--root", str(tmp_path)]
+    assert train.main([*words, "--set", f"loss.perceptual_file={file}"]) == 1
+    assert capsys.readouterr().err == f"FileNotFoundError: no file of a perceptual network at {file}\n"
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert train.main(words) == 1
+    assert "no weights for vgg19: --set loss.perceptual_file=FILE takes" in capsys.readouterr().err
+    file.touch()
+    unjudged = ("loss.pseudo=0", "loss.perceptual_weight=0", "loss.contextual=0")
+    for settings in ((f"loss.perceptual_file={file}",), ("loss.perceptual=random",), unjudged):
+        with pytest.raises(AssertionError, match="the data was read"):
+            train.main([*words, *(word for setting in settings for word in ("--set", setting))])
 
 
 def test_a_condition_that_a_source_does_not_have(tmp_path):

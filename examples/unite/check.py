@@ -1,7 +1,8 @@
 """`python -m examples.unite.check --data NAME --root DIR`: is the data there, and can training read it?
 
 Says what there is beside the published counts, what is missing and where to get it, and what is wrong, with names of
-files.  The exit status is 0 where training can start and 1 where it cannot.
+files, and with which settings training can start.  The exit status is 0 where it can with those of the source's task,
+and 1 where it cannot.
 """
 
 from __future__ import annotations
@@ -10,8 +11,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from . import task
+from .config import preset
 from .data import NAMES
-from .data.report import EXAMPLES
+from .data.report import EXAMPLES, Report
 from .data.reports import report_of
 
 
@@ -33,8 +36,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     for line in found.lines(options.examples):
         print(line)
-    print("training can start" if found.right else "training cannot start")
-    return 0 if found.right else 1
+    starts, words = verdict(found)
+    print(words)
+    return 0 if starts else 1
+
+
+def verdict(found: Report) -> tuple[bool, str]:
+    """Whether training starts with the settings of the source's task, and the words for it."""
+    if not found.right_for_pseudo_pairs:
+        return False, "training cannot start"
+    if found.right and not found.unlisted:
+        return True, "training can start"
+    alone = "pseudo pairs alone (train.pseudo_share=1)"
+    if found.name in task.names() and task.apply(preset("default"), found.name).train.pseudo_share == 1:
+        return True, f"training can start with --task {found.name}, which has {alone}"
+    return False, f"training can start with {alone}, and not with other settings"
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ class Endless(Dataset[Sample]):
     """Example k is item p_e(k mod N) of epoch e = k div N, p_e being the epoch's own permutation.
 
     Nothing is remembered between items, so that a process of a loader, or a run that resumes, goes on anywhere.  Each
-    process has pairs of its own: those of one loader are in different epochs where one ends.
+    process has an epoch of its own: those of one loader are in different ones where one ends.  Lists are not copied.
     """
 
     def __init__(self, pairs: Pairs, seed: int) -> None:
@@ -31,7 +31,7 @@ class Endless(Dataset[Sample]):
 
     def __getitem__(self, place: int) -> Sample:
         if os.getpid() != self._process:
-            self._process, self.pairs = os.getpid(), copy.deepcopy(self.pairs)
+            self._process, self.pairs = os.getpid(), copy.copy(self.pairs)
         epoch, offset = divmod(place, len(self.pairs))
         if epoch != self._epoch:
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)

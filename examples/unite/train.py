@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import sys
 import time
@@ -43,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     try:
         config = configure(options)
+        _find_weights(config)
         out = options.out if options.out is not None else _folder(options, config.preset)
         if not options.resume and checkpoint.saved(out / "checkpoints"):
             raise CheckpointError(f"{out} holds a run already: --resume goes on with it, --out names another folder")
@@ -59,8 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             for line in (*(f"changed: {line}" for line in changes), *trainer.notes, *_introduction(trainer)):
                 say(line)
         trainer.run(stream=sys.stderr, say=say)
-    except (TrainingError, ValueError) as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+    except (TrainingError, ValueError, OSError) as error:  # of a loss, or of a file that is read for the first time
+        print(f"{type(error).__name__}: {_message(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"stopped; --resume --out {out} goes on from the last checkpoint", file=sys.stderr)
@@ -73,16 +75,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def configure(options: argparse.Namespace) -> Config:
-    """The configuration that flags ask for: a preset's, a task's over it, or on ``--resume`` with neither of them the
-    checkpoint's, with the flags' changes.
+    """The configuration that flags ask for: a preset's and a task's over it, or on ``--resume`` without a preset the
+    checkpoint's, of which a task then says the folder alone; with the flags' changes.
     """
-    if options.resume and options.preset is None and options.task is None:
+    if options.resume and options.preset is None:
         folder = (options.out or _folder(options, "tiny")) / "checkpoints"
         config = Config.from_dict(checkpoint.load(checkpoint.latest(folder))["config"])
     else:
         config = preset(options.preset or ("tiny" if options.task is None else "default"))
-    if options.task is not None:
-        config = task.apply(config, options.task)
+        if options.task is not None:
+            config = task.apply(config, options.task)
     for flag, setting, _ in FLAGS:
         value = getattr(options, flag)
         if value is not None:
@@ -90,6 +92,28 @@ def configure(options: argparse.Namespace) -> Config:
     for text in options.set:
         config = assign(config, text)
     return config
+
+
+def _find_weights(config: Config) -> None:
+    """Look for the weights of the perceptual network, which are read after the data.
+
+    Raises:
+        FileNotFoundError: There are none.
+    """
+    loss = config.loss
+    if loss.perceptual == "random" or not (loss.pseudo or loss.perceptual_weight or loss.contextual):
+        return
+    if loss.perceptual_file and not Path(loss.perceptual_file).is_file():
+        raise FileNotFoundError(f"no file of a perceptual network at {loss.perceptual_file}")
+    if not loss.perceptual_file and importlib.util.find_spec("torchvision") is None:
+        raise FileNotFoundError(f"no weights for {loss.perceptual}: --set loss.perceptual_file=FILE takes "
+                                "torchvision's state dict of it, .pth or .safetensors; or install torchvision")
+
+
+def _message(error: Exception) -> str:
+    """An error's own words, also where a process that prepares batches hands them on at the end of its traceback."""
+    text = str(error).strip()
+    return text.rpartition("\n")[2].partition(": ")[2] if "\nOriginal Traceback" in text else text
 
 
 def _folder(options: argparse.Namespace, name: str) -> Path:
@@ -142,7 +166,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
                         help="any other setting of config.py, as often as needed")
     parser.add_argument("--out", type=Path, help="the run's folder (out/unite/ and the preset's or the task's name)")
     parser.add_argument("--resume", action="store_true",
-                        help="go on from the newest checkpoint of --out, with its settings and what is given here")
+                        help="go on from the newest checkpoint of --out, with its settings and what is given here; "
+                        "--task then says the folder alone")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (%(default)s)")
     parser.add_argument("--workers", type=int, default=0, help="processes that prepare batches (%(default)s: none)")
     return parser.parse_args(argv)

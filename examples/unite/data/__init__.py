@@ -2,22 +2,39 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+from types import ModuleType
 
 from .pairs import OneSided, Pairs
 
-__all__ = ["KINDS", "NAMES", "OneSided", "Pairs", "make"]
+__all__ = ["KINDS", "NAMES", "OneSided", "Pairs", "make", "module_of"]
 
-#: Sources (avatars are drawn, the others are files), and the kinds of condition that each has, the usual one first.
-KINDS = {
-    "avatars": ("mask", "edges", "landmarks", "layout"),
-    "folder": ("mask",),
-    "ade20k": ("mask",),
-    "coco": ("layout",),
-    "celebahq": ("edges", "landmarks"),
-    "deepfashion": ("landmarks",),
+#: Sources (avatars are drawn, the others are files): the class in the module of the source's name, which has a function
+#: ``report(root, decode)`` as well; and the kinds of condition that each has, the usual one first.
+_SOURCES = {
+    "avatars": ("Avatars", ("mask", "edges", "landmarks", "layout")),
+    "folder": ("Folder", ("mask",)),
+    "ade20k": ("ADE20K", ("mask",)),
+    "coco": ("COCO", ("layout",)),
+    "celebahq": ("CelebAHQ", ("edges", "landmarks")),
+    "deepfashion": ("DeepFashion", ("landmarks",)),
 }
+KINDS = {name: kinds for name, (_, kinds) in _SOURCES.items()}
 NAMES = tuple(KINDS)
+
+
+def module_of(name: str, root: str | os.PathLike[str] | None) -> ModuleType:
+    """The module of a source, imported when it is asked for.
+
+    Raises:
+        ValueError: There is no such source, or no folder for one that needs it.
+    """
+    if name not in NAMES:
+        raise ValueError(f"data must be one of {', '.join(NAMES)}, got {name!r}")
+    if name != "avatars" and not root:
+        raise ValueError(f"root must be the folder of the data {name}, got none")
+    return importlib.import_module(f".{name}", __name__)
 
 
 def make(name: str, *, root: str | os.PathLike[str] | None = None, size: int = 64, split: str = "train",
@@ -52,35 +69,10 @@ def make(name: str, *, root: str | os.PathLike[str] | None = None, size: int = 6
         >>> tuple(pairs[0].condition.shape)
         (9, 64, 64)
     """
-    common = {"size": size, "split": split, "seed": seed, "pseudo_share": pseudo_share, "count": count,
-              "mirror": mirror}
-    if name not in NAMES:
-        raise ValueError(f"data must be one of {', '.join(NAMES)}, got {name!r}")
-    condition = condition or KINDS[name][0]
-    if condition not in KINDS[name]:
-        raise ValueError(f"condition must be one of {', '.join(KINDS[name])} for data {name}, got {condition!r}")
-    if name == "avatars":
-        from .avatars import Avatars
-
-        return Avatars(root=root, condition=condition, **common)
-    if not root:
-        raise ValueError(f"root must be the folder of the data {name}, got none")
-    if name == "folder":
-        from .folder import Folder
-
-        return Folder(root=root, **common)
-    if name == "ade20k":
-        from .ade20k import ADE20K
-
-        return ADE20K(root=root, **common)
-    if name == "coco":
-        from .coco import COCO
-
-        return COCO(root=root, **common)
-    if name == "celebahq":
-        from .celebahq import CelebAHQ
-
-        return CelebAHQ(root=root, condition=condition, **common)
-    from .deepfashion import DeepFashion
-
-    return DeepFashion(root=root, **common)
+    module = module_of(name, root)
+    made, kinds = _SOURCES[name]
+    if condition and condition not in kinds:
+        raise ValueError(f"condition must be one of {', '.join(kinds)} for data {name}, got {condition!r}")
+    chosen = {"condition": condition or kinds[0]} if len(kinds) > 1 else {}
+    return getattr(module, made)(root=root, size=size, split=split, seed=seed, pseudo_share=pseudo_share, count=count,
+                                 mirror=mirror, **chosen)

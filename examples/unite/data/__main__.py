@@ -1,6 +1,6 @@
 """``python -m examples.unite.data --out DIR``: a picture of pairs, to look at before training on them.
 
-With ``--export`` avatars are written as files: what ``translate`` takes, and a folder of data as one's own would be.
+With ``--export`` pairs are written as files: what ``translate`` takes, and of masks a folder of data as one's own is.
 """
 
 from __future__ import annotations
@@ -34,10 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--pseudo-share", type=float, default=0.3)
     parser.add_argument("--out", type=Path, required=True, help="folder of the picture")
     parser.add_argument("--export", action="store_true",
-                        help="write the avatars as condition/, image/ and pairs.csv instead of the picture")
+                        help="write the pairs as condition/, image/ and pairs.csv instead of the picture")
     options = parser.parse_args(argv)
-    if options.export and options.data != "avatars":
-        parser.error(f"--export writes avatars; --data {options.data} is files already")
     try:
         pairs = make(options.data, root=options.root, size=options.size, split=options.split, seed=options.seed,
                      condition=options.condition, pseudo_share=options.pseudo_share, count=options.count)
@@ -46,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     pairs.set_epoch(options.epoch)
     if options.export:
-        return _exported(pairs, options.out)
+        return _exported(pairs, options.condition or KINDS[options.data][0], options.out)
     start = time.perf_counter()
     try:
         samples = [pairs[index] for index in range(len(pairs))]
@@ -68,17 +66,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _exported(pairs: Pairs, out: Path) -> int:
+def _exported(pairs: Pairs, kind: str, out: Path) -> int:
     from .export import export
 
     try:
-        names = export(pairs, out)
-    except OSError as error:
+        names = export(pairs, kind, out)
+    except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
-    masks = pairs.condition == "mask"
     print(f"{out}: {len(names)} pairs, {names[0]} with {names[0]}-exemplar and so on; "
-          + ("translate and --data folder read them" if masks else "translate reads them"))
+          + ("translate and --data folder read them" if kind == "mask" else "translate reads them"))
     return 0
 
 

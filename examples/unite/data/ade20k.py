@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 from torch import Tensor
 
-from .check import LABEL_MODES
+from .check import LABEL_MODES, load_picture
 from .listed import Listed, Loaded, first_rows
 from .lists import Row, exemplar_rows, read_text
 from .pairs import SPLITS
-from .reading import class_planes, ids_or_pixels, pixels
+from .reading import as_ids_or_pixels, as_pixels, class_planes
 from .report import Report
 
 #: Class 0 is unknown, 1 to 150 are the benchmark's.
@@ -60,11 +59,9 @@ class ADE20K(Listed):
                  pseudo_share: float = 0.3, count: int | None = None, mirror: bool = True) -> None:
         super().__init__(size=size, split=split, seed=seed, pseudo_share=pseudo_share, mirror=mirror)
         found = Report("ade20k", Path(root), WHERE)
+        found.place("images")
         splits = {each: _files(found, each) for each in SPLITS[:SPLITS.index(split) + 1]}
-        if self.training and pseudo_share == 1:
-            rows: tuple[Row, ...] = tuple((name, ()) for name in splits["train"])
-        else:
-            rows = _rows(found, split, splits)
+        rows = self.wanted_rows(splits["train"], lambda: _rows(found, split, splits))
         self.class_names = _class_names(found)
         found.require()
         self.rows = first_rows(rows, count)
@@ -72,29 +69,39 @@ class ADE20K(Listed):
 
     def load(self, name: str, size: int) -> Loaded:
         files = self.files[name]
-        ids = ids_or_pixels(files.labels, size)
+        image, labels = load_picture(files.image), load_picture(files.labels)
+        ids = as_ids_or_pixels(labels, size)
         wrong = _wrong_ids(ids)
         if wrong:
             raise ValueError(f"{files.labels}: {wrong}")
-        return pixels(files.image, size), np.where(ids == IGNORED, IGNORED_AS, ids)
+        if labels.size != image.size:
+            raise ValueError(_other_size(str(files.labels), labels.size, image.size))
+        return as_pixels(image, size), np.where(ids == IGNORED, IGNORED_AS, ids)
 
     def tensor(self, condition: np.ndarray) -> Tensor:
         return class_planes(condition, CLASSES)
 
 
 def report(root: str | os.PathLike[str], decode: bool = False) -> Report:
-    """What there is of ADE20K in a folder; ``decode`` reads every picture and class id too."""
+    """What there is of ADE20K in a folder, sizes by the files' heads; ``decode`` reads every picture and class id."""
     found = Report("ade20k", Path(root), WHERE)
+    found.place("images")
     splits = {split: _files(found, split) for split in SPLITS}
     for split in SPLITS:
         _rows(found, split, splits)
     _class_names(found)
+    files = [each for names in splits.values() for each in names.values() if each.labels.is_file()]
+    sizes = dict(found.sizes([file for each in files for file in each]))
+    for image, labels in files:
+        if image in sizes and labels in sizes and sizes[image] != sizes[labels]:
+            found.problem("class ids of another size than their image",
+                          _other_size(found.short(labels), sizes[labels], sizes[image]))
     if decode:
-        labels = {files.image: files.labels for each in splits.values() for files in each.values()
-                  if files.labels.is_file()}
-        sizes = {labels[file]: picture.size for file, picture in found.pictures(labels)}
-        for file, picture in found.pictures(labels.values()):
-            _check_labels(found, file, picture, sizes.get(file))
+        found.decode([each.image for each in files])
+        for file, picture in found.pictures([each.labels for each in files]):
+            wrong = _wrong_ids(np.asarray(picture)) if picture.mode in LABEL_MODES else _RGB
+            if wrong:
+                found.problem("class ids that are none", f"{found.short(file)}: {wrong}")
     return found
 
 
@@ -129,17 +136,11 @@ def _visible(folder: Path) -> list[Path]:
 def _rows(found: Report, split: str, splits: dict[str, dict[str, _Files]]) -> tuple[Row, ...]:
     images, gallery = (found.root / "images" / FOLDERS[each] for each in (split, "train"))
     return exemplar_rows(found, split, splits[split], splits["train"],
-                         f"--query {images} --gallery {gallery} --suffix .jpg")
+                         ("--query", images, "--gallery", gallery, "--suffix", ".jpg"))
 
 
-def _check_labels(found: Report, file: Path, picture: Image.Image, size: tuple[int, int] | None) -> None:
-    """Note class ids that are none, and those of another size than their image (None: that one is unreadable)."""
-    wrong = _wrong_ids(np.asarray(picture)) if picture.mode in LABEL_MODES else _RGB
-    if wrong:
-        found.problem("class ids that are none", f"{found.short(file)}: {wrong}")
-    if size is not None and size != picture.size:
-        found.problem("class ids of another size than their image", f"{found.short(file)} is {picture.size[0]} x "
-                      f"{picture.size[1]}, its image {size[0]} x {size[1]}")
+def _other_size(labels: str, size: tuple[int, int], image: tuple[int, int]) -> str:
+    return f"{labels} is {size[0]} x {size[1]}, its image {image[0]} x {image[1]}"
 
 
 _RGB = "an image in colours, no class ids"

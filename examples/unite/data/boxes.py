@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import warnings
 from collections.abc import Sequence
@@ -85,13 +86,16 @@ def _joined(files: Sequence[Path]) -> Boxes:
         images, annotations, categories = _parsed(file)
         try:
             for identity, name, width, height in images:
-                if not (width > 0 and height > 0):
+                if not (0 < width < math.inf and 0 < height < math.inf):
                     raise AnnotationError(f"{file}: image {name!r} is {width} x {height} pixels")
                 sides[identity] = (os.path.basename(name), float(width), float(height))
             for identity, category, box in annotations:
                 if identity not in sides:
                     raise AnnotationError(f"{file}: a box is of image {identity!r}, which the file does not have")
                 x, y, width, height = (float(each) for each in box)
+                if not (math.isfinite(x) and math.isfinite(y) and 0 <= width < math.inf and 0 <= height < math.inf):
+                    raise AnnotationError(f"{file}: a box of image {sides[identity][0]!r} is {width:g} x {height:g} "
+                                          f"pixels at ({x:g}, {y:g}); sides are finite and not below 0")
                 found.append((identity, int(category), (x, y, x + width, y + height)))
             classes |= {int(each.identity): str(each.name) for each in categories}
         except (TypeError, ValueError) as error:

@@ -7,18 +7,17 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
 
 from .check import load_picture
 from .face_parts import CHANNELS, PARTS, edge_planes, face_points, mirrored_planes, point_planes
-from .listed import Listed, Loaded, first_rows
+from .listed import Loaded, first_rows
 from .lists import Row
-from .moves import flip
 from .pairs import SPLITS
+from .planes import Planes
 from .reading import pixels
 from .report import Report
+from .roots import in_capitals
 from .splits import FILES, listed_rows, split_names
 
 IMAGES, MASKS = "CelebA-HQ-img", "CelebAMask-HQ-mask-anno"
@@ -33,7 +32,7 @@ WHERE = (
 )
 
 
-class CelebAHQ(Listed):
+class CelebAHQ(Planes):
     """Pairs of CelebA-HQ, drawn as `Listed` says, from crops of 256 in 286.
 
     ``ROOT/CelebA-HQ-img/{id}.jpg``, ``ROOT/CelebAMask-HQ-mask-anno/{id // 2000}/{id:05d}_{part}.png``, the ids of the
@@ -64,13 +63,11 @@ class CelebAHQ(Listed):
         self.root, self.condition = Path(root), condition
         self.condition_channels, self.class_names = CHANNELS[condition], None
         found = Report("celebahq", self.root, WHERE)
+        found.place(IMAGES, MASKS)
         splits = {each: _ids(found, each) for each in SPLITS[:SPLITS.index(split) + 1]}
-        rows: tuple[Row, ...] = tuple((name, ()) for name in splits["train"])
-        if not self.training or pseudo_share < 1:
-            rows = listed_rows(found, split, splits, self.root / IMAGES)
+        rows = self.wanted_rows(splits["train"], lambda: _rows(found, split, splits))
         found.require()
-        self.rows = first_rows(rows, count)
-        self._swapped = mirrored_planes(condition)
+        self.rows, self.mirrored_planes = first_rows(rows, count), mirrored_planes(condition)
 
     def load(self, name: str, size: int) -> Loaded:
         image = pixels(image_file(self.root, name), size)
@@ -80,21 +77,14 @@ class CelebAHQ(Listed):
             return image, edge_planes(image, parts, scale)
         return image, point_planes(face_points(parts, size), size, scale)
 
-    def mirrored(self, image: np.ndarray, condition: np.ndarray) -> Loaded:
-        image, condition = flip(image, condition)
-        return image, condition[..., self._swapped]
-
-    def tensor(self, condition: np.ndarray) -> Tensor:
-        planes = condition[..., :self.condition_channels].transpose(2, 0, 1)
-        return torch.from_numpy(np.ascontiguousarray(planes))
-
 
 def report(root: str | os.PathLike[str], decode: bool = False) -> Report:
     """What there is of CelebA-HQ in a folder; ``decode`` reads every picture and mask too."""
     found = Report("celebahq", Path(root), WHERE)
+    found.place(IMAGES, MASKS)
     splits = {split: _ids(found, split) for split in SPLITS}
     for split in SPLITS:
-        listed_rows(found, split, splits, found.root / IMAGES)
+        _rows(found, split, splits)
     if decode:
         names = [name for ids in splits.values() for name in ids]
         found.decode([file for name in names for file in
@@ -130,15 +120,22 @@ def _ids(found: Report, split: str) -> tuple[str, ...]:
     whole = 0
     for name in names:
         if f"{name}.jpg" not in pictures:
-            found.problem("images that are missing", f"{IMAGES}/{name}.jpg, which {FILES[split]} lists")
-        elif name not in masked:
+            found.problem("images that are missing", f"{IMAGES}/{name}.jpg, which {FILES[split]} lists"
+                          + in_capitals(image_file(found.root, name)))
+        elif not any(name in of for of in masked.values()):
             found.problem("images without masks",
                           f"{IMAGES}/{name}.jpg has no {found.short(mask_file(found.root, name, 'skin'))}, "
                           "nor any other part's")
         else:
-            whole += 1
-    found.count(f"{split} images with masks", whole, PUBLISHED[split])
+            whole += name in masked["skin"]
+    found.count(f"{split} images with masks, that of the skin among them", whole, PUBLISHED[split])
+    for part in PARTS:
+        found.count(f"{split} masks of {part}", sum(name in masked[part] for name in names))
     return names
+
+
+def _rows(found: Report, split: str, splits: dict[str, tuple[str, ...]]) -> tuple[Row, ...]:
+    return listed_rows(found, split, splits, found.root / IMAGES, _id)
 
 
 def _id(text: str) -> str | None:
@@ -146,12 +143,12 @@ def _id(text: str) -> str | None:
     return str(int(number)) if number.isascii() and number.isdecimal() else None
 
 
-def _masked(root: Path, names: Iterable[str]) -> set[str]:
-    """The ids that have the mask of a part which is drawn, of all that are in the folders of ``names``."""
-    made = set()
+def _masked(root: Path, names: Iterable[str]) -> dict[str, set[str]]:
+    """For each part that is drawn the ids that have its mask, of all that are in the folders of ``names``."""
+    made: dict[str, set[str]] = {part: set() for part in PARTS}
     for folder in {mask_file(root, name, "skin").parent for name in names}:
         for file in os.scandir(folder) if folder.is_dir() else ():
             number, _, part = file.name.removesuffix(".png").partition("_")
             if part in PARTS and number.isdecimal() and int(number) // FOLDER == int(folder.name):
-                made.add(str(int(number)))
+                made[part].add(str(int(number)))
     return made

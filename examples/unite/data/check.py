@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from .lists import SUFFIXES, read_pairs, read_text
+from .roots import in_capitals, misplaced
 
 LABEL_MODES = ("1", "L", "P", "I", "I;16")
 
@@ -24,11 +27,14 @@ class FolderError(ValueError):
 
 
 class Unreadable(ValueError):
-    """A picture's file that no decoder takes; ``reason`` is why, without the file's name."""
+    """A picture's file that no decoder takes; ``reason`` is why, without the file's name.
 
-    def __init__(self, file: Path, reason: str) -> None:
+    A loader's process hands an error on by its message alone, so that one string must make it.
+    """
+
+    def __init__(self, message: str, reason: str = "") -> None:
+        super().__init__(message)
         self.reason = reason
-        super().__init__(f"{file} cannot be read: {reason}")
 
 
 @dataclass(frozen=True)
@@ -63,9 +69,11 @@ def check_folder(root: str | os.PathLike[str], split: str = "train") -> Listing:
     """
     root = Path(root)
     listed = pairs_file(root, split)
-    missing = [f"{name} is missing" for name, there in
-               (("condition/", (root / "condition").is_dir()), ("image/", (root / "image").is_dir()),
-                (listed.name, listed.is_file())) if not there]
+    wrong = misplaced(root, "pairs.csv", "condition", "image")
+    missing = [wrong] if wrong else []
+    missing += [f"{name} is missing" for name, there in
+                (("condition/", (root / "condition").is_dir()), ("image/", (root / "image").is_dir()),
+                 (listed.name, listed.is_file())) if not there]
     if missing:
         raise FolderError(root, missing)
     problems: list[str] = []
@@ -117,7 +125,8 @@ def _image(root: Path, name: str, where: str, problems: list[str]) -> tuple[Path
     """The file of an image and its size; None for one that has a problem."""
     found = [path for suffix in SUFFIXES if (path := root / "image" / f"{name}{suffix}").is_file()]
     if len(found) != 1:
-        problems.append(f"image/{name}.* is missing ({where})" if not found else
+        capitals = "".join(in_capitals(root / "image" / f"{name}{suffix}") for suffix in SUFFIXES)
+        problems.append(f"image/{name}.* is missing ({where}){capitals}" if not found else
                         f"image/{name} has more than one file: {', '.join(path.name for path in found)}")
         return root / "image" / name, None
     try:
@@ -132,7 +141,7 @@ def _condition(root: Path, name: str, where: str, classes: tuple[str, ...] | Non
     """The file of a condition, its size, whether it is "labels" or "image", and its highest id."""
     file = root / "condition" / f"{name}.png"
     if not file.is_file():
-        problems.append(f"condition/{name}.png is missing ({where})")
+        problems.append(f"condition/{name}.png is missing ({where}){in_capitals(file)}")
         return file, None, "", 0
     try:
         picture = load_picture(file)
@@ -169,15 +178,24 @@ def load_picture(file: Path) -> Image.Image:
         FileNotFoundError: There is no such file.
         Unreadable: Whatever a decoder made of a broken one: each fails in ways of its own.
     """
+    with _opened(file) as opened:
+        opened.load()
+        return opened
+
+
+def picture_size(file: Path) -> tuple[int, int]:
+    """Width and height of a picture by its head, of which nothing is decoded; raises what `load_picture` does."""
+    with _opened(file) as opened:
+        return opened.size
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[Image.Image]:
     try:
         with Image.open(file) as opened:
-            opened.load()
-            return opened
+            yield opened
     except (FileNotFoundError, MemoryError):
         raise
     except Exception as error:
-        raise Unreadable(file, _reason(error)) from error
-
-
-def _reason(error: BaseException) -> str:
-    return str(error).split("'")[0].strip() or type(error).__name__
+        reason = str(error).split("'")[0].strip() or type(error).__name__
+        raise Unreadable(f"{file} cannot be read: {reason}", reason) from error

@@ -70,11 +70,9 @@ class COCO(Listed):
                  pseudo_share: float = 0.3, count: int | None = None, mirror: bool = True) -> None:
         super().__init__(size=size, split=split, seed=seed, pseudo_share=pseudo_share, mirror=mirror)
         found = Report("coco", Path(root), WHERE)
+        found.place("annotations", "image")
         self.layouts, left_out, self.class_names = _layouts(found, split)
-        if self.training and pseudo_share == 1:
-            rows: tuple[Row, ...] = tuple((name, ()) for name in self.layouts)
-        else:
-            rows = _rows(found, split, self.layouts, left_out)
+        rows = self.wanted_rows(self.layouts, lambda: _rows(found, split, self.layouts, left_out))
         found.require()
         self.rows = first_rows(rows, count)
 
@@ -105,6 +103,7 @@ def drawn(channels: np.ndarray, corners: np.ndarray, size: int) -> np.ndarray:
 def report(root: str | os.PathLike[str], decode: bool = False) -> Report:
     """What there is of COCO-Stuff in a folder; ``decode`` reads every image too."""
     found = Report("coco", Path(root), WHERE)
+    found.place("annotations", "image")
     for split in FOLDERS:
         layouts, left_out, _ = _layouts(found, split)
         _rows(found, split, layouts, left_out)
@@ -170,4 +169,5 @@ def _check_categories(found: Report, name: str, boxes: Boxes) -> None:
 
 def _rows(found: Report, split: str, layouts: dict[str, _Layout], left_out: set[str]) -> tuple[Row, ...]:
     images = found.root / "image" / FOLDERS[split]
-    return exemplar_rows(found, split, layouts, layouts, f"--query {images} --gallery {images} --suffix .jpg", left_out)
+    return exemplar_rows(found, split, layouts, layouts, ("--query", images, "--gallery", images, "--suffix", ".jpg"),
+                         left_out)

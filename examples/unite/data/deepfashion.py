@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections import defaultdict
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
-from PIL import Image
-from torch import Tensor
 
-from .listed import Listed, Loaded, first_rows
-from .lists import Row, list_file, read_text, stem
-from .moves import flip
+from .check import load_picture
+from .garments import garments
+from .listed import Loaded, first_rows
+from .lists import list_file, stem
 from .pairs import SPLITS
+from .planes import Planes
 from .poses import CHANNELS, JOINTS, mirrored_planes, pose_planes, read_pose
-from .reading import pixels
+from .reading import as_pixels
 from .regions import Point
 from .report import Report
+from .roots import in_capitals
 from .splits import FILES, listed_rows, split_names
 
-#: Images of one garment, if there is such a file: a name and the others, apart by commas.
-SELF_PAIRS = "deepfashion_self_pair.txt"
 IMAGES, POSES = "img", "pose"
 #: The paper's; nobody says how many test images there are.
 PUBLISHED = {"train": 29_000, "test": None}
@@ -38,7 +34,7 @@ WHERE = (
 )
 
 
-class DeepFashion(Listed):
+class DeepFashion(Planes):
     """Pairs of DeepFashion's In-shop Clothes Retrieval Benchmark, from crops of 256 in 286.
 
     ``ROOT/img/**.jpg``, for each ``ROOT/pose/**_candidate.txt`` and ``**_subset.txt`` with coordinates in the image's
@@ -47,10 +43,11 @@ class DeepFashion(Listed):
 
     Training: a pseudo pair's exemplar is another training image of the same garment, drawn at random, or the truth
     itself where there is none; both are flagged as pseudo pairs, as in the authors' code (which takes the first one).
-    ``ROOT/deepfashion_self_pair.txt`` says which there are; without that file, the names: an image ``01_1_front.jpg``
-    is of the same garment as any ``01_*.jpg`` of its folder.  Other pairs are those of ``ROOT/lists/train.csv``, which
-    ``pseudo_share`` 1 does without.  Split "test": the first exemplar in ``ROOT/lists/test.csv``
-    (`lists.exemplar_rows`), of the training split.
+    ``ROOT/deepfashion_self_pair.txt`` alone says which there are where it is there: names of one garment a line, apart
+    by commas, with their endings or without (`garments.garments`).  Without that file the names say it:
+    ``id_00000244/02_1_front.jpg`` is of the same garment as any ``id_00000244/02_*.jpg``, and a name of another form
+    stands alone.  Other pairs are those of ``ROOT/lists/train.csv``, which ``pseudo_share`` 1 does without.  Split
+    "test": the first exemplar in ``ROOT/lists/test.csv`` (`lists.exemplar_rows`), of the training split.
 
     Conditions are those of `poses.pose_planes`, 20 channels.  In a mirrored pair left joints and limbs have become
     right ones, in channels and colours.
@@ -72,59 +69,54 @@ class DeepFashion(Listed):
         self.root = Path(root)
         self.condition_channels, self.class_names = CHANNELS, None
         found = Report("deepfashion", self.root, WHERE)
+        found.place(IMAGES, POSES)
         splits = {each: _names(found, each) for each in SPLITS[:SPLITS.index(split) + 1]}
-        rows: tuple[Row, ...] = tuple((name, ()) for name in splits["train"])
-        if not self.training or pseudo_share < 1:
-            rows = listed_rows(found, split, splits, self.root)
-        garments = _garments(found, splits["train"])
+        rows = self.wanted_rows(splits["train"], lambda: listed_rows(found, split, splits, self.root))
+        self.garments = _garments(found, splits["train"])
         found.require()
-        self.rows, self.garments = first_rows(rows, count), garments
-        self._swapped = mirrored_planes()
+        self.rows, self.mirrored_planes = first_rows(rows, count), mirrored_planes()
 
     def load(self, name: str, size: int) -> Loaded:
-        file = image_file(self.root, name)
-        image = pixels(file, size)
-        with Image.open(file) as opened:
-            shape = opened.size
-        joints = [_resized(point, shape, size) for point in joints_of(self.root, name, shape)]
-        return image, pose_planes(joints, size, self.size / 256)
-
-    def tensor(self, condition: np.ndarray) -> Tensor:
-        planes = condition[..., :self.condition_channels].transpose(2, 0, 1)
-        return torch.from_numpy(np.ascontiguousarray(planes))
-
-    def mirrored(self, image: np.ndarray, condition: np.ndarray) -> Loaded:
-        image, condition = flip(image, condition)
-        return image, condition[..., self._swapped]
+        picture = load_picture(image_file(self.root, name))
+        joints = [_resized(point, picture.size, size) for point in joints_of(self.root, name, picture.size)]
+        return as_pixels(picture, size), pose_planes(joints, size, self.size / 256)
 
     def chosen(self, index: int, rng: np.random.Generator) -> tuple[str, bool]:
         given, pseudo = super().chosen(index, rng)
-        others = self.garments[given] if pseudo else ()
-        return (others[int(rng.integers(len(others)))] if others else given), pseudo
+        garment = self.garments[given] if pseudo else (given,)
+        if len(garment) == 1:
+            return given, pseudo
+        other = int(rng.integers(len(garment) - 1))
+        return garment[other + (other >= garment.index(given))], pseudo
 
 
 def report(root: str | os.PathLike[str], decode: bool = False) -> Report:
     """What there is of DeepFashion in a folder; ``decode`` reads every picture and pose too.
 
-    Exemplars of training are looked at where there is a list: its pseudo pairs need none.
+    Exemplars of training are looked at where there is a list: the task's pseudo pairs need none.
     """
     found = Report("deepfashion", Path(root), WHERE)
+    found.place(IMAGES, POSES)
     splits = {split: _names(found, split) for split in SPLITS}
     for split in SPLITS:
         if split == "test" or list_file(found.root, split).is_file():
             listed_rows(found, split, splits, found.root)
-    garments = _garments(found, splits["train"])
-    found.count("train images with another of their garment", sum(map(bool, garments.values())))
+        else:
+            found.unlisted = True
+    together = _garments(found, splits["train"])
+    found.count("train images with another of their garment", sum(len(each) > 1 for each in together.values()))
     if decode:
+        nobody = 0
         files = {file: name for names in splits.values() for name in names
                  if (file := image_file(found.root, name)).is_file()}
         for file, picture in found.pictures(files):
             try:
-                joints_of(found.root, files[file], picture.size)
+                nobody += not any(joints_of(found.root, files[file], picture.size))
             except FileNotFoundError:
                 continue  # told already
             except ValueError as error:
                 found.problem("poses that cannot be read", str(error))
+        found.count("images without a person, whose poses are empty", nobody)
     return found
 
 
@@ -174,7 +166,8 @@ def _names(found: Report, split: str) -> tuple[str, ...]:
         image = image_file(found.root, name)
         absent = [found.short(file) for file in pose_files(found.root, name) if not file.is_file()]
         if not image.is_file():
-            found.problem("images that are missing", f"{found.short(image)}, which {FILES[split]} lists")
+            found.problem("images that are missing",
+                          f"{found.short(image)}, which {FILES[split]} lists{in_capitals(image)}")
         elif absent:
             found.problem("images without poses", f"{found.short(image)} has no {' and no '.join(absent)}")
         else:
@@ -189,26 +182,5 @@ def _name(text: str) -> str | None:
     return name if name and ".." not in name.split("/") and not name.startswith("/") else None
 
 
-def _garment(name: str) -> tuple[str, str]:
-    """What images of one garment in one colour share: the folder, and the number before the view's."""
-    folder, _, base = name.rpartition("/")
-    return folder, base.partition("_")[0]
-
-
-def _garments(found: Report, names: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """For each name the others of the same garment; of a file that says which, only those that are in the split."""
-    together = defaultdict(list)
-    for name in names:
-        together[_garment(name)].append(name)
-    others = {name: tuple(other for other in together[_garment(name)] if other != name) for name in names}
-    file = found.root / SELF_PAIRS
-    if not file.is_file():
-        return others
-    problems: list[str] = []
-    listed: dict[str | None, set[str | None]] = {}
-    for line in read_text(file, problems).splitlines():
-        first, *rest = (_name(cell.strip()) for cell in line.split(","))
-        listed.setdefault(first, set()).update(rest)
-    for message in problems:
-        found.problem(f"lines of {SELF_PAIRS}", message)
-    return {name: tuple(other for other in given if other in listed.get(name, ())) for name, given in others.items()}
+def _garments(found: Report, names: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
+    return garments(found, names, _name, lambda name: image_file(found.root, name))

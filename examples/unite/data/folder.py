@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from .check import check_folder
+from .check import FolderError, check_folder, pairs_file
 from .listed import Listed, Loaded, first_rows
-from .pairs import to_tensor
+from .pairs import SPLITS, to_tensor
 from .reading import class_planes, ids_or_pixels, pixels
+from .report import Report
 
 
 def read_image(path: str | os.PathLike[str], size: int) -> Tensor:
@@ -60,6 +61,23 @@ class Folder(Listed):
 
     def tensor(self, condition: np.ndarray) -> Tensor:
         return _condition_tensor(condition, self.condition_channels)
+
+
+def report(root: str | os.PathLike[str], decode: bool = False) -> Report:
+    """What there is in a folder of one's own; pictures are read with and without ``decode``."""
+    found = Report("folder", Path(root), ("examples/unite/README.md says what a folder of one's own data holds",))
+    for split in SPLITS:
+        if split == "test" and pairs_file(found.root, split) == pairs_file(found.root, "train"):
+            continue  # the same list
+        try:
+            listing = check_folder(root, split)
+        except FolderError as error:
+            for message in error.problems:
+                found.problem("files and lines", message)
+        else:
+            found.count(f"{split} images with exemplars", len(listing.rows))
+            found.count(f"{split} pictures, exemplars' too", len(listing.images))
+    return found
 
 
 def _condition_tensor(condition: np.ndarray, channels: int) -> Tensor:

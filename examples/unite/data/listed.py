@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable, Iterable
 from itertools import compress
 
 import numpy as np
@@ -61,6 +62,11 @@ class Listed(Pairs):
     def mirrored(self, image: np.ndarray, condition: np.ndarray) -> Loaded:
         """Both from left to right; channels that mean a left or a right part change places too."""
         return flip(image, condition)
+
+    def wanted_rows(self, names: Iterable[str], listed: Callable[[], tuple[Row, ...]]) -> tuple[Row, ...]:
+        """What ``listed`` reads; of training with pseudo pairs alone every name, without exemplars and any list."""
+        alone = self.training and self.pseudo_share == 1
+        return tuple((name, ()) for name in names) if alone else listed()
 
     def chosen(self, index: int, rng: np.random.Generator) -> tuple[str, bool]:
         """Name of a training item's exemplar, and whether the pair is a pseudo pair."""

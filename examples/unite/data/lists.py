@@ -6,8 +6,10 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import re
-from collections.abc import Collection
+import shlex
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -20,6 +22,10 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 _HEADER = re.compile(r"name(,exemplar[ _]?\d*)+", re.IGNORECASE)
 #: Kind of problem of a line, in a `Report`.
 LINES = "lines of exemplar lists"
+
+#: The command that makes a list, and the weights that it wants, under a name of the reader's choice.
+_RETRIEVE = ("python", "-m", "examples.unite.retrieve")
+WEIGHTS, WEIGHTS_FROM = "VGG19.pth", "https://download.pytorch.org/models/vgg19-dcbb9e9d.pth"
 
 #: A name and the names of its exemplars, the easiest first.
 Row = tuple[str, tuple[str, ...]]
@@ -38,8 +44,9 @@ def list_file(root: Path, split: str) -> Path:
     return root / "lists" / f"{split}.csv"
 
 
-def exemplar_rows(report: Report, split: str, names: Collection[str], exemplars: Collection[str], retrieval: str,
-                  passed_over: Collection[str] = ()) -> tuple[Row, ...]:
+def exemplar_rows(report: Report, split: str, names: Collection[str], exemplars: Collection[str],
+                  retrieval: Sequence[str | Path], passed_over: Collection[str] = (),
+                  spelled: Callable[[str], str | None] | None = None) -> tuple[Row, ...]:
     """The list of a split of a data set, `list_file`, in the data set's own names; only what it lists is used.
 
     A name may have a suffix and folders before it (``training/ADE_train_00000001.jpg``), with slashes of either kind.
@@ -54,12 +61,17 @@ def exemplar_rows(report: Report, split: str, names: Collection[str], exemplars:
         exemplars: Names that may be exemplars: of the training split, or ``names`` itself.
         retrieval: Where that command finds images and gallery: its options.
         passed_over: Images that are there and are not used: as if the list did not name them.
+        spelled: The data set's own name for another spelling of it, or None where it is none.
     """
     file = list_file(report.root, split)
     if not file.is_file():
-        report.miss(f"{report.short(file)}, the exemplars of split {split}; python -m examples.unite.retrieve "
-                    f"{retrieval} -k 20 -o {file} makes it"
-                    + ("; with pseudo pairs alone (train.pseudo_share=1) none is needed" if split == "train" else ""))
+        command = shlex.join(map(str, (*_RETRIEVE, *retrieval, "-k", 20, "-o", file, "--file", WEIGHTS)))
+        message = (f"{report.short(file)}, the exemplars of split {split}; {command} makes it ({WEIGHTS}: "
+                   f"torchvision's state dict of vgg19, {WEIGHTS_FROM})")
+        if split == "train":
+            message += "; with pseudo pairs alone (train.pseudo_share=1) none is needed"
+            report.of_pairs.add(message)
+        report.miss(message)
         return ()
     if not names or not exemplars:
         return ()  # what is missing is told already
@@ -68,31 +80,37 @@ def exemplar_rows(report: Report, split: str, names: Collection[str], exemplars:
     given = own if exemplars is names else {name: name for name in exemplars}
     unused = {name: name for name in passed_over}
     rows, empty, selves = [], 0, 0
+    lines: dict[str, int] = {}
     found = read_pairs(file, problems)
     for name, refs, line in found:
-        known = _resolved(name, own)
-        if known is None and _resolved(name, unused) is not None:
+        known = _resolved(name, own, spelled)
+        if known is None and _resolved(name, unused, spelled) is not None:
             continue
         if known is None:
             problems.append(f"{file.name}, line {line}: split {split} has no image {name!r}")
         kept = []
         for ref in refs:
-            exemplar = _resolved(ref, given)
+            exemplar = _resolved(ref, given, spelled)
             if exemplar is not None and exemplar == known:
                 selves += 1
             elif exemplar is not None and (given is own or exemplar not in own):
                 kept.append(exemplar)
-            elif exemplar is not None or _resolved(ref, unused) is None:
-                problems.append(f"{file.name}, line {line}: {_refusal(ref, split, exemplar, own)}")
-        if known is not None and kept:
+            elif exemplar is not None or _resolved(ref, unused, spelled) is None:
+                listed = _resolved(ref, own, spelled) is not None
+                problems.append(f"{file.name}, line {line}: {_refusal(ref, split, exemplar is not None, listed)}")
+        if known is not None and lines.setdefault(known, line) != line:
+            problems.append(f"{file.name}, line {line}: {known!r} stands in line {lines[known]} already")
+        elif known is not None and kept:
             rows.append((known, tuple(kept)))
         empty += not kept
     if not found and not problems:
         problems.append(f"{file.name} lists no pairs")
     elif not rows and not problems:
         problems.append(f"{file.name} lists no exemplar that is used")
-    for message in problems:
-        report.problem(LINES, f"{file.parent.name}/{message}")
+    for message in (f"{file.parent.name}/{problem}" for problem in problems):
+        report.problem(LINES, message)
+        if split == "train":
+            report.of_pairs.add(message)
     report.count(f"{split} images with exemplars", len(rows))
     if selves:
         report.count(f"exemplars of {report.short(file)} that are the image itself, left out", selves)
@@ -101,22 +119,22 @@ def exemplar_rows(report: Report, split: str, names: Collection[str], exemplars:
     return tuple(rows)
 
 
-def _refusal(ref: str, split: str, exemplar: str | None, own: dict[str, str]) -> str:
-    """Why an image cannot be an exemplar."""
-    if exemplar is not None:
+def _refusal(ref: str, split: str, exemplar: bool, listed: bool) -> str:
+    """Why an image cannot be an exemplar: whether it is one of those, and an image of the split."""
+    if exemplar:
         return f"{ref!r} is in both splits, and so no exemplar of split {split}"
-    if _resolved(ref, own) is not None:
+    if listed:
         return f"{ref!r} is an image of split {split}, whose exemplars are of the training split"
     return f"there is no image {ref!r}"
 
 
-def _resolved(text: str, known: dict[str, str]) -> str | None:
+def _resolved(text: str, known: dict[str, str], spelled: Callable[[str], str | None] | None) -> str | None:
     """The data set's own name, the longest end of a path that it knows."""
     name = text.replace("\\", "/")
     while name not in known:
-        _, slash, name = name.partition("/")
+        before, slash, name = name.partition("/")
         if not slash:
-            return None
+            return known.get(spelled(before) or "") if spelled is not None else None
     return known[name]
 
 
@@ -158,4 +176,5 @@ def read_text(file: Path, problems: list[str]) -> str:
 
 def stem(name: str) -> str:
     """A name without the suffix of an image."""
-    return name[:-len(Path(name).suffix)] if Path(name).suffix.lower() in SUFFIXES else name
+    start, suffix = os.path.splitext(name)
+    return start if suffix.lower() in SUFFIXES else name

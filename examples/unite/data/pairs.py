@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
@@ -47,6 +47,12 @@ class Pairs(Dataset[Sample], ABC):
         self.class_names: tuple[str, ...] | None
         # Shared, so that workers that live on see the next epoch.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    def __copy__(self) -> Self:
+        """The same pairs in an epoch of their own."""
+        made = object.__new__(type(self))
+        made.__dict__.update(self.__dict__, _epoch=self._epoch.clone().share_memory_())
+        return made
 
     @property
     def epoch(self) -> int:

@@ -8,25 +8,34 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn.functional import one_hot
 
 from .check import LABEL_MODES, load_picture
 
 
 def pixels(file: Path, size: int) -> np.ndarray:
     """An image as RGB, (size, size, 3) uint8; another shape is stretched."""
-    return np.asarray(load_picture(file).convert("RGB").resize((size, size), Image.Resampling.BICUBIC))
+    return as_pixels(load_picture(file), size)
+
+
+def as_pixels(picture: Image.Image, size: int) -> np.ndarray:
+    """`pixels` of a picture that is read already."""
+    return np.asarray(picture.convert("RGB").resize((size, size), Image.Resampling.BICUBIC))
 
 
 def ids_or_pixels(file: Path, size: int) -> np.ndarray:
     """Class ids (size, size) int32, each of the nearest pixel; of an RGB image its `pixels`."""
-    picture = load_picture(file)
+    return as_ids_or_pixels(load_picture(file), size)
+
+
+def as_ids_or_pixels(picture: Image.Image, size: int) -> np.ndarray:
+    """`ids_or_pixels` of a picture that is read already."""
     if picture.mode not in LABEL_MODES:
-        return pixels(file, size)
+        return as_pixels(picture, size)
     ids = np.asarray(picture).astype(np.int32)  # ids of 16 bits stay what they are
     return np.asarray(Image.fromarray(ids).resize((size, size), Image.Resampling.NEAREST))
 
 
 def class_planes(ids: np.ndarray, classes: int) -> Tensor:
     """Class ids (H, W) one-hot, (classes, H, W) float32."""
-    return one_hot(torch.from_numpy(ids.copy()).long(), classes).permute(2, 0, 1).float()
+    planes = torch.zeros(classes, *ids.shape)
+    return planes.scatter_(0, torch.from_numpy(ids.astype(np.int64))[None], 1)

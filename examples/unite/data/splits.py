@@ -44,7 +44,8 @@ def split_names(report: Report, split: str, own: Callable[[str], str | None]) ->
     return tuple(names)
 
 
-def listed_rows(report: Report, split: str, splits: Mapping[str, tuple[str, ...]], images: Path) -> tuple[Row, ...]:
+def listed_rows(report: Report, split: str, splits: Mapping[str, tuple[str, ...]], images: Path,
+                spelled: Callable[[str], str | None] | None = None) -> tuple[Row, ...]:
     """The exemplar list of a split (`lists.exemplar_rows`), whose exemplars are of the training split.
 
     Args:
@@ -52,6 +53,7 @@ def listed_rows(report: Report, split: str, splits: Mapping[str, tuple[str, ...]
         split: "train" or "test".
         splits: Names of the training split and of ``split``.
         images: Folder where the names in the files of splits begin.
+        spelled: As `lists.exemplar_rows` takes it.
     """
     query, gallery = (report.root / FILES[each] for each in (split, "train"))
     if split == "test":
@@ -60,4 +62,5 @@ def listed_rows(report: Report, split: str, splits: Mapping[str, tuple[str, ...]
             if name in training:
                 report.problem("names in both splits", f"{name!r} is in {gallery.name} and in {query.name}")
     return exemplar_rows(report, split, splits[split], splits["train"],
-                         f"--query {query} --gallery {gallery} --root {images} --suffix .jpg")
+                         ("--query", query, "--gallery", gallery, "--root", images, "--suffix", ".jpg"),
+                         spelled=spelled)
