@@ -18,10 +18,10 @@ from torch import Tensor
 from . import checkpoint
 from .checkpoint import CheckpointError
 from .config import Config, preset
+from .launch import make_accelerator
 from .learner import Learner
 from .released import Outcome, correspondence, discriminator, generator, transfer
 from .settings import assign
-from .trainer import make_accelerator
 
 
 class Task(NamedTuple):
@@ -139,10 +139,11 @@ def load(config: Config, files: Mapping[str, Mapping[str, Tensor]]) -> tuple[Lea
 
 
 def save(learner: Learner, out: Path) -> Path:
-    """A checkpoint of step 0, as training writes them."""
+    """A checkpoint of step 0, as training writes them, but that any perceptual network may judge from there on."""
     config = learner.config
-    return checkpoint.save({**learner.state_dict(), "step": 0, "position": 0, "config": config.to_dict(),
-                            "random": [checkpoint.random_state()], "best": None}, out / "checkpoints", 0, best=False)
+    return checkpoint.save({**learner.state_dict(), "perceptual": None, "step": 0, "position": 0,
+                            "config": config.to_dict(), "random": [checkpoint.random_state()], "best": None},
+                           out / "checkpoints", 0, best=False)
 
 
 def report(done: Mapping[str, Outcome], files: Mapping[str, Path]) -> list[str]:

@@ -25,12 +25,12 @@ from torch.utils.data import DataLoader, Dataset
 from .checkpoint import write_whole
 from .data.check import SUFFIXES, Unreadable, load_picture
 from .feature_cache import FeatureCache, file_key
+from .launch import make_accelerator
 from .layers import unit_length
 from .logs import Progress
 from .neighbours import Rows, nearest
 from .perceptual import BLOCKS, PerceptualNetwork, load_perceptual
 from .pictures import Picture, find_pictures
-from .trainer import make_accelerator
 
 
 class Decoded(Dataset[Tensor | str]):
