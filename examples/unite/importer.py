@@ -181,10 +181,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"{paths[name]}: {problem}", file=sys.stderr)
     if left:
         print(f"{len(left)} tensors of the model were left as they were drawn: {', '.join(left[:5])}"
-              + (", ..." if len(left) > 5 else "")
-              + ("" if options.partial else "; --partial writes it all the same"), file=sys.stderr)
-        if not options.partial:
-            return 1
+              + (", ..." if len(left) > 5 else ""), file=sys.stderr)
+    if (left or any(outcome.problems for outcome in done.values())) and not options.partial:
+        print("not written, since it would not be wholly theirs; --partial writes it all the same", file=sys.stderr)
+        return 1
     if "discriminator" not in files:
         print("no discriminator was given: training on would begin with a new one")
     print(f"model: {', '.join(f'{name} {getattr(config.model, name)}' for name in INFERRED)}; "
