@@ -58,7 +58,7 @@ def nearest(queries: Rows, gallery: Rows, k: int, *, excluded: Sequence[Sequence
         queries, gallery: Rows of one width d.
         k: How many.
         excluded: For each query, the rows of the gallery that it may not have.
-        chunk: Rows of either side at a time; memory is of the order of 32 chunk d + 100 chunk^2 bytes.
+        chunk: Rows of either side at a time; memory is about 24 chunk d + 50 chunk^2 bytes.
         device: Where it is computed; it must have float64.
         step: Called after each chunk of queries with the number of chunks that are done.
 
