@@ -107,9 +107,12 @@ def check_methods(sections: dict[str, dict[str, Any]]) -> None:
     assert methods["small"] >= {"uotlib sinkhorn", "uotlib auto", *common}
     assert methods["arrival"] >= {"uotlib auto", "torch.compile", "GeomLoss", "POT"}
     assert {row["operation"] for row in sections["correctness"]["rows"]} == set(correctness.ERRORS)
-    training, stages = sections["unite"]["rows"]
-    assert training["steps"] == 2
-    assert training["images_per_s"] > 0
+    *trainings, stages = sections["unite"]["rows"]
+    assert [training["precision"] for training in trainings] == ["no", "bf16"]
+    for training in trainings:
+        assert training["steps"] == 2
+        assert training["images_per_s"] > 0
+    assert trainings[0]["first_loss"] != trainings[1]["first_loss"]  # of one seed: the precision is the row's
     assert 0 < stages["matching_share"] < 1
 
 

@@ -18,10 +18,12 @@ import unite_released as theirs
 from accelerate.state import AcceleratorState
 from unite_training import blocks, start  # noqa: F401
 
-from examples.unite import checkpoint, released
+from examples.unite import checkpoint, learner, released
+from examples.unite.checkpoint import CheckpointError
 from examples.unite.config import preset
 from examples.unite.discriminator import Discriminator
 from examples.unite.importer import TASKS, configure, infer, main
+from examples.unite.perceptual import PerceptualNetwork, load_perceptual
 from examples.unite.structures import Transported
 from examples.unite.translate import load_model, translate
 from examples.unite.translate import main as translate_command
@@ -184,19 +186,29 @@ def test_what_shapes_cannot_say_is_asked_for():
     assert (infer(found, None, "mix")["coordinates"], infer(found, None, "none")["coordinates"]) == (False, True)
 
 
-def test_an_import_is_trained_on(tmp_path: Path):
+def test_an_import_is_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """With another judge than the import's settings name: none had a say before, and the one that begins is kept to."""
     held = states(networks(3))
     assert main(command(tmp_path, held, "--set", "model.mask=mix", "--set", "train.steps=1", "--set", "train.batch=2",
                         "--set", "train.validation=2")) == 0
     before, config = load_model(tmp_path / "run")
+
+    def load(kind: str, file: str, device: torch.device) -> PerceptualNetwork:
+        network = load_perceptual("random", "", device)  # whose numbers do not matter here
+        network.name = f"{kind} of {file}"
+        return network
+
+    monkeypatch.setattr(learner, "load_perceptual", load)
     AcceleratorState._reset_state(reset_partial_state=True)
-    resumed = start(config, tmp_path / "run", resume=True)
+    resumed = start(config.replace("loss", perceptual="vgg19", perceptual_file="F"), tmp_path / "run", resume=True)
     for name, tensor in before.state_dict().items():
         assert torch.equal(resumed.learner.unite.state_dict()[name], tensor)
     resumed.run()
     assert checkpoint.latest(tmp_path / "run" / "checkpoints").name == "step-0000001.pt"
-    after, _ = load_model(tmp_path / "run")
+    after, config = load_model(tmp_path / "run")
     assert not torch.equal(after.generator.last.weight, before.generator.last.weight)
+    with pytest.raises(CheckpointError, match="was trained with the perceptual network vgg19 of F, not with"):
+        start(config.replace("loss", perceptual_file="G"), tmp_path / "run", resume=True)
 
 
 def test_another_task_is_refused():
@@ -207,19 +219,45 @@ def test_another_task_is_refused():
     assert configure(said, "celebahq").model.bilinear_warp
 
 
-def test_what_is_never_used_has_no_place_or_is_unknown(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_what_is_never_used_is_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     held = states(networks())
     held["correspondence"]["domain_classifier.feature.0.weight"] = torch.zeros(2, 3)
-    held["discriminator"]["discriminator_0.gap_fc.weight_orig"] = torch.zeros(1, 4)
-    held["generator"]["G_more.weight"] = torch.zeros(4, 5)
     assert main(command(tmp_path, held)) == 0
     told = capsys.readouterr()
     assert "the domain classifier, which no loss reaches: 1 tensors, 6 numbers, never used" in told.out
     assert "the branch of M in a stage without M: " in told.out
     assert "a bias that the instance norm behind it takes off again: 8 tensors" in told.out
     assert "the discriminator's decoder, which nothing asks: " in told.out
-    assert "discriminator_0.gap_fc.weight_orig: no place for it here" in told.out
-    assert told.err == f"{tmp_path}/theirs/generator.pth: G_more.weight: unexpected, of shape (4, 5)\n"
+    assert told.err == ""
+
+
+NO_PLACE = {
+    ("correspondence", "adaptive_model_seg.deeper2.norm_1.param_free_norm.num_batches_tracked"): "(batch norm, ",
+    ("correspondence", "adaptive_model_img.layer2.se_layar.fc.weight"): "(squeeze and excitation (--adaptor_se)",
+    ("generator", "G_head_0.norm_0.param_free_norm.running_mean"): "(batch norm, without --PONO, ",
+    ("generator", "G_up_1.norm_s.param_free_norm.running_var"): "(batch norm, without --PONO, ",
+    ("discriminator", "discriminator_0.gap_fc.weight_orig"): "(the CAM head (--D_cam)",
+}
+
+
+@pytest.mark.parametrize("extra", [{("generator", "G_more.weight"): ""}, NO_PLACE], ids=["unexpected", "no place"])
+def test_what_has_no_place_needs_partial(extra: dict[tuple[str, str], str], tmp_path: Path,
+                                         capsys: pytest.CaptureFixture[str]):
+    """Every tensor of the model has its numbers, and it computes something else than theirs."""
+    held = states(networks())
+    for file, tensor in extra:
+        held[file][tensor] = torch.zeros(4, 5)
+    assert main(command(tmp_path, held)) == 1
+    *told, last = capsys.readouterr().err.splitlines()
+    assert last == "not written, since it would not be wholly theirs; --partial writes it all the same"
+    assert len(told) == len(extra)
+    for line, ((file, tensor), words) in zip(told, extra.items(), strict=True):
+        found = f"{tmp_path}/theirs/{file}.pth: {tensor}: "
+        assert line.startswith(found + (f"no place for it here {words}" if words else "unexpected, of shape (4, 5)"))
+    assert not (tmp_path / "run" / "checkpoints").exists()
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert main(command(tmp_path, held, "--partial")) == 0
+    assert capsys.readouterr().err.splitlines() == told
 
 
 def test_tensors_that_do_not_fit_are_named_and_need_partial(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -237,9 +275,10 @@ def test_tensors_that_do_not_fit_are_named_and_need_partial(tmp_path: Path, caps
             "correspondence.pth: theta.bias: holds NaN",
             "discriminator.pth: discriminator_1.model2.0.0.weight_u: missing "
             "(scales.1.third.0.parametrizations.weight.0._u here); equalised rates",
-            "4 tensors of the model were left as they were drawn"):
+            "4 tensors of the model were left as they were drawn",
+            "not written, "):
         assert words in told
-    assert told.count("\n") == 5
+    assert told.count("\n") == 6
     assert not (tmp_path / "run" / "checkpoints").exists()
     AcceleratorState._reset_state(reset_partial_state=True)
     assert main(command(tmp_path, held, "--partial")) == 0

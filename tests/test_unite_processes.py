@@ -1,4 +1,4 @@
-"""UNITE on two processes: the gradients of one, resuming with more or fewer, ends with an error when one is lost."""
+"""UNITE on two processes: the gradients of one, resuming with more or fewer, an error when one is lost, launches."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ pytest.importorskip("tensorboard", reason="needs tensorboard: the extra unite")
 if not torch.distributed.is_available() or not torch.distributed.is_gloo_available():
     pytest.skip("needs a torch with gloo", allow_module_level=True)
 
-from unite_processes import CASES, EXAMPLES, SETTINGS, batch, normalised, one_step, recorded
+from unite_processes import CASES, SETTINGS, group, normalised, one_step, recorded
 from unite_training import ROOT, Blocks, blocks, small  # noqa: F401
 
 from examples.unite import checkpoint, trainer
 from examples.unite.checkpoint import CheckpointError
+from examples.unite.launch import check_launch, make_accelerator
 from examples.unite.trainer import Trainer
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:images are judged by random")]
@@ -31,12 +32,14 @@ TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "
 #: It starts torchrun where --multi_gpu is said, whatever the device; without it and without GPUs, one process.
 ACCELERATE = ("-m", "accelerate.commands.accelerate_cli", "launch", "--multi_gpu", "--num_processes", "2",
               "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0")
+#: Without GPUs (and a Mac's, which is never several) this is the CPU, and processes on it must find each other.
+DEVICE = ("--device", "cpu" if torch.backends.mps.is_available() else "auto")
 #: Seconds in which a run that lost a process must have ended.
 SECONDS = 30
 
 
 def launch(launcher: tuple[str, ...], word: str, out: Path, *flags: str) -> subprocess.Popen[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore",
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONWARNINGS": "ignore",
                    "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests")))}
     return subprocess.Popen([sys.executable, *launcher, str(ROOT / "tests/unite_processes.py"), word, str(out), *flags],
                             cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -94,12 +97,13 @@ def facts(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
 
 @pytest.mark.parametrize("name", CASES)
 def test_two_processes_have_the_gradients_of_one(facts: list[dict], name: str, tmp_path: Path) -> None:
-    """One batch of four in one process, or two of two; shares of flags and of classes, and batch norm, included."""
-    joined = one_step(CASES[name].replace("train", batch=4), tmp_path, [batch(EXAMPLES[0] + EXAMPLES[1])])
+    """Four examples a step in one process or in two; shares of flags and of classes, and batch norm, included."""
+    config = CASES[name]
+    joined = one_step(config.replace("train", batch=2 * config.train.batch), tmp_path, group(config, 0, 1))
     first, second = (found[name] for found in facts)
     assert first["values"] == second["values"]  # means over processes
     assert first["values"] == pytest.approx(joined["values"], rel=1e-4)
-    for kind, tolerance in (("gradients", 1e-4 if name == "seace" else 2e-3), ("buffers", 1e-5)):
+    for kind, tolerance in (("gradients", 1e-4 if name.startswith("seace") else 2e-3), ("buffers", 1e-5)):
         assert joined[kind].keys() == first[kind].keys()
         for key, tensor in joined[kind].items():
             assert torch.equal(first[kind][key], second[kind][key]), key
@@ -119,8 +123,14 @@ def test_batch_norm_is_torchs_of_all_samples(facts: list[dict]) -> None:
 
 
 def test_losses_that_are_no_numbers_on_one_process_stop_both(facts: list[dict]) -> None:
-    for found in facts:
-        assert found["nan"].startswith("step 1: generator/cycle is nan; beside it")
+    """Each says which it is, and whose loss it was."""
+    for rank, found in enumerate(facts):
+        assert found["nan"].startswith(
+            f"step 1, rank {rank} of 2 processes: generator/cycle of rank 1 is nan; beside it generator/")
+
+
+def test_the_main_process_alone_has_the_held_out_pairs(facts: list[dict]) -> None:
+    assert [found["held"] for found in facts] == [[2], []]
 
 
 @pytest.fixture
@@ -134,7 +144,7 @@ def uninterrupted(whole: Path, blocks: None) -> Path:  # noqa: F811
 def test_two_go_on_where_one_ended(uninterrupted: Path, tmp_path: Path) -> None:
     """By the launcher of accelerate: examples go on where they were, losses follow, and it is said."""
     alone(tmp_path, 2)
-    said = finish(launch(ACCELERATE, "train", tmp_path, "--resume", "--batch", "2", "--steps", "4"))
+    said = finish(launch(ACCELERATE, "train", tmp_path, *DEVICE, "--resume", "--batch", "2", "--steps", "4"))
     assert "1 process then, 2 now: random states of processes are drawn anew, from seed, step and rank\n" in said
     assert "4 steps of 4 examples on 2 processes, from step 2;" in said
     assert "a step takes" not in said
@@ -143,8 +153,11 @@ def test_two_go_on_where_one_ended(uninterrupted: Path, tmp_path: Path) -> None:
 
 
 def test_one_goes_on_where_two_were_killed(uninterrupted: Path, tmp_path: Path) -> None:
-    """SIGKILL of one process ends the run with an error; its checkpoint is whole, and one process goes on from it."""
-    run = launch(TORCHRUN, "train", tmp_path, "--batch", "2", "--steps", "400")
+    """SIGKILL of one process ends the run with an error; its checkpoint is whole, and one process goes on from it.
+
+    The two were a group, by torchrun and without a GPU or a word of the CPU: the checkpoint has the states of two.
+    """
+    run = launch(TORCHRUN, "train", tmp_path, *DEVICE, "--batch", "2", "--steps", "400")
     metrics = tmp_path / "metrics.jsonl"
     deadline = time.monotonic() + 120
     while not metrics.exists() or '"step": 3' not in metrics.read_text():
@@ -191,4 +204,53 @@ def test_one_gpu_is_not_for_several(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(ValueError, match="device cuda:1 is one GPU, and several processes take one each: give cuda"):
-        trainer.make_accelerator("cuda:1", "no")
+        make_accelerator("cuda:1", "no")
+
+
+def test_processes_that_form_no_group_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    make_accelerator("cpu", "no")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match=r"started 2 processes \(WORLD_SIZE\), and a group of 1 came about on device"):
+        make_accelerator("auto", "no")
+
+
+@pytest.mark.parametrize(("settings", "words"), [
+    ({"SLURM_STEP_NUM_TASKS": "2"}, r"srun started 2 tasks \(SLURM_STEP_NUM_TASKS\).* one torchrun a node"),
+    ({"OMPI_COMM_WORLD_SIZE": "4"}, r"mpirun started 4 tasks"),
+    ({"ACCELERATE_USE_DEEPSPEED": "true"}, "ACCELERATE_USE_DEEPSPEED is true, and training here has no DeepSpeed"),
+    ({"ACCELERATE_USE_FSDP": "true", "WORLD_SIZE": "2"}, "ACCELERATE_USE_FSDP is true"),
+    ({"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"}, "ACCELERATE_DYNAMO_BACKEND is INDUCTOR"),
+])
+def test_launches_that_would_train_something_else_are_refused(
+        settings: dict[str, str], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=words):
+        Trainer(small(**SETTINGS), tmp_path, device="cpu")
+
+
+@pytest.mark.parametrize("settings", [
+    {"SLURM_NTASKS": "4", "SLURM_PROCID": "0"},               # python inside a batch script: one process
+    {"SLURM_STEP_NUM_TASKS": "2", "WORLD_SIZE": "2"},         # a torchrun on each of two nodes
+    {"ACCELERATE_DYNAMO_BACKEND": "NO", "ACCELERATE_USE_FSDP": "false"},
+])
+def test_launches_that_are_none_of_these_are_not(settings: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    check_launch()
+
+
+def test_no_setting_of_accelerate_divides_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    assert make_accelerator("cpu", "no").gradient_accumulation_steps == 1
+
+
+def test_the_checkpoint_that_was_written_is_known_by_its_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On another machine a listing of the shared folder may not have it yet."""
+    run = alone(tmp_path, 1)
+    path, state = run.good, checkpoint.load(run.good)
+    monkeypatch.setattr(checkpoint, "latest", lambda folder: pytest.fail("listed"))
+    resumed = Trainer(run.config, tmp_path, device="cpu", resume=True, state=state)
+    assert (resumed.done, resumed.good) == (1, path)
+    resumed.save(None)
+    assert resumed.good == path

@@ -22,10 +22,11 @@ from accelerate.state import AcceleratorState
 
 from examples.unite import retrieve
 from examples.unite.data import make
+from examples.unite.data.modes import rgb
 from examples.unite.neighbours import STEPS, Rows, nearest
 from examples.unite.perceptual import load_perceptual
 from examples.unite.pictures import Picture, find_pictures
-from examples.unite.retrieve import exclusions, features, main
+from examples.unite.retrieve import Decoded, exclusions, features, main
 
 pytestmark = pytest.mark.filterwarnings("ignore:images are judged by random")
 ROOT = Path(__file__).parent.parent
@@ -173,6 +174,41 @@ def test_vgg16_finds_the_picture_with_noise_on_it(tmp_path: Path):
         == {f"noisy-{i}": str(i) for i in range(4)}
 
 
+def test_grey_of_16_bits_has_the_features_of_8(tmp_path: Path):
+    grey = np.arange(0, 256, dtype=np.uint8).reshape(16, 16).repeat(4, 0).repeat(4, 1)
+    Image.fromarray(grey).save(tmp_path / "8.png")
+    Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "16.png")
+    one, other = (Decoded([tmp_path / name], 64)[0] for name in ("8.png", "16.png"))
+    assert torch.equal(one, other)
+    assert one.float().std() > 50
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I;16B", "I"])
+def test_values_of_16_bits_go_to_the_nearest_of_8(mode: str):
+    values = np.array([[0, 128, 129, 257, 32767, 65535]])
+    picture = Image.fromarray(values.astype(np.int32))
+    if mode != "I":
+        picture = Image.frombytes(mode, (6, 1), values.astype("<u2" if mode == "I;16" else ">u2").tobytes())
+    assert picture.mode == mode
+    expected = np.round(values / 257).astype(np.uint8)
+    np.testing.assert_array_equal(np.asarray(rgb(picture)), np.stack([expected] * 3, -1))
+
+
+def test_grey_beyond_16_bits_is_no_picture(tmp_path: Path):
+    deep = Image.fromarray(np.array([[0, 65536]], dtype=np.int32))
+    with pytest.raises(ValueError, match="grey values must be from 0 to 65535, got 0 to 65536"):
+        rgb(deep)
+    deep.save(tmp_path / "deep.tiff")
+    assert Decoded([tmp_path / "deep.tiff"], 32)[0] == \
+        f"{tmp_path}/deep.tiff cannot be read: grey values must be from 0 to 65535, got 0 to 65536"
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "CMYK"])
+def test_other_modes_are_pillows(mode: str):
+    picture = Image.new("RGB", (3, 2), (10, 200, 30)).convert(mode)
+    np.testing.assert_array_equal(np.asarray(rgb(picture)), np.asarray(picture.convert("RGB")))
+
+
 # --- names ------------------------------------------------------------------------------------------------------------
 
 def test_pictures_of_folders_and_lists(tmp_path: Path):
@@ -268,8 +304,46 @@ def test_broken_images_are_named_counted_and_left_out_on_demand(tmp_path: Path, 
     assert {ref for refs in found.values() for ref in refs} <= {"0", "2", "3", "5"}
 
 
+def test_a_link_to_nothing_is_an_image_that_cannot_be_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    draw(tmp_path / "images", [f"{i}.png" for i in range(4)])
+    (tmp_path / "images" / "9.png").symlink_to(tmp_path / "nowhere.png")
+    argv = command(tmp_path, tmp_path / "images", tmp_path / "images", tmp_path / "list.csv", "-k", "3")
+    assert main(argv) == 1
+    assert f"{tmp_path}/images/9.png cannot be read: No such file or directory\n1 of 5 images cannot be read; " \
+        in capsys.readouterr().err
+    assert main([*argv, "--skip-broken"]) == 0
+    assert list(read_list(tmp_path / "list.csv")) == ["0", "1", "2", "3"]
+    assert main([*argv, "--skip-broken", "-k", "4"]) == 1  # of the five images, one is not there to be had
+    assert "k must be from 1 to 3, the other images of the gallery, got 4" in capsys.readouterr().err
+
+
+def test_no_list_is_written_where_no_query_is_left(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    draw(tmp_path / "gallery", ["0.png", "1.png"])
+    (tmp_path / "query").mkdir()
+    (tmp_path / "query" / "a.png").write_bytes(b"nothing")
+    (tmp_path / "query" / "b.png").symlink_to(tmp_path / "nowhere.png")
+    argv = command(tmp_path, tmp_path / "query", tmp_path / "gallery", tmp_path / "list.csv", "-k", "1")
+    assert main([*argv, "--skip-broken"]) == 1
+    assert capsys.readouterr().err.endswith("ValueError: there are no queries\n")
+    assert not (tmp_path / "list.csv").exists()
+
+
 @pytest.mark.parametrize(("more", "words"), [
     (["-k", "4"], "k must be from 1 to 3, the other images of the gallery, got 4"),
+    (["-o", "."], "-o must name a file, got the folder ."),
+])
+def test_what_will_not_do_is_said_before_features_are_made(tmp_path: Path, more: list[str], words: str,
+                                                           capsys: pytest.CaptureFixture[str]):
+    draw(tmp_path / "images", [f"{i}.png" for i in range(4)])
+    assert main(command(tmp_path, tmp_path / "images", tmp_path / "images", tmp_path / "list.csv", "-k", "2",
+                        *more)) == 1
+    told = capsys.readouterr()
+    assert words in told.err
+    assert told.out == ""
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize(("more", "words"), [
     (["--network", "vgg16", "--file", "nowhere.pth"], "no file of a perceptual network at nowhere.pth"),
     (["--query", "nowhere"], "no folder or list nowhere"),
     (["--suffix", ".jpg"], "no images (.jpg) in"),

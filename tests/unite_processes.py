@@ -22,6 +22,7 @@ SHARES = {"loss": {"mask_nll": 1.0, "warp_self": 1.0}, "train": {"batch": 2}}
 BATCH_NORM = SMALL["model"] | {"norm": "spade", "spade_norm": "batch"}
 CASES: dict[str, Config] = {
     "seace": small(**SHARES),
+    "seace, accumulated": small(**SHARES | {"train": {"batch": 1, "accumulate": 2}}),
     "batch norm": small(**SHARES, model=BATCH_NORM),
     "batch norm, recomputed": small(**SHARES, model=BATCH_NORM | {"checkpointing": True}),
 }
@@ -60,6 +61,13 @@ def batch(indices: list[int]) -> Batch:
     return collate([Blocks(7)[index] for index in indices])
 
 
+def group(config: Config, *ranks: int) -> list[Batch]:
+    """The batches of one step of `EXAMPLES`: of one process, or in one process those of both."""
+    size = config.train.batch
+    return [batch([index for rank in ranks for index in EXAMPLES[rank][first:first + size]])
+            for first in range(0, 2, size)]
+
+
 def recorded(path: Path) -> type[Trainer]:
     """A trainer each of whose steps writes the names of this process's examples into a file."""
     class Recorded(Trainer):
@@ -73,8 +81,9 @@ def recorded(path: Path) -> type[Trainer]:
 def facts(out: Path) -> None:
     """One step of each case, the batch norm alone, and what is said of a loss that is no number on one process."""
     rank = int(os.environ["RANK"])
-    found = {name: one_step(config, out / name, [batch(EXAMPLES[rank])]) for name, config in CASES.items()}
+    found = {name: one_step(config, out / name, group(config, rank)) for name, config in CASES.items()}
     run = Trainer(CASES["seace"], out / "nan", device="cpu")
+    found["held"] = [len(each.image) for each in run.held]
     whole = run.learner.losses.generator
     if rank == 1:
         run.learner.losses.generator = lambda *given: {

@@ -28,7 +28,7 @@ SMALLEST = {"base": 4, "hidden": 8, "descriptor_dim": 16, "stride": 4, "residual
 def measure(stage: Stage) -> None:
     config = stage.choose(preset("default"), preset("tiny").replace("model", **SMALLEST).replace("match", passes=4))
     for batch in stage.choose(BATCHES, (1,)):
-        for precision in stage.choose(("no", "bf16"), ("no",)):
+        for precision in ("no", "bf16"):
             stage.row(_key("uotlib", config, batch) | {"precision": precision},
                       partial(_training, stage, config.replace("train", batch=batch, precision=precision)))
     for backend in stage.choose(("triton", "cuda"), ("native",)):
@@ -44,12 +44,16 @@ def _training(stage: Stage, config: Config) -> Row:
     """Whole updates of both networks, as the trainer makes them, on one batch of random examples."""
     try:
         from accelerate import Accelerator
+        from accelerate.state import AcceleratorState, GradientState
 
         from examples.unite.learner import Learner
     except ModuleNotFoundError as absent:
         raise Missing(f"{absent.name} is not installed: the extra unite") from absent
     torch.manual_seed(0)
     given = share.examples(config.model, config.train.batch).to(stage.device)
+    # accelerate keeps one precision a process, and refuses the next row's.
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
     accelerator = Accelerator(cpu=stage.device.type == "cpu", mixed_precision=config.train.precision)
     seconds: list[float] = []
     losses: list[dict[str, float]] = []

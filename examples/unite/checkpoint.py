@@ -38,9 +38,14 @@ def write_whole(path: Path, write: Any) -> None:
     _sync_folder(path.parent)
 
 
+def place(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step is, whether a listing of a shared folder has it by now or not."""
+    return folder / f"step-{step:07d}.pt"
+
+
 def save(state: dict[str, Any], folder: Path, step: int, best: bool) -> Path:
     """Write the checkpoint of a step, name it the best too if it is, and remove the ones that are older than two."""
-    path = folder / f"step-{step:07d}.pt"
+    path = place(folder, step)
     write_whole(path, lambda file: torch.save({"format": FORMAT, "version": VERSION, **state}, file))
     if best:
         keep_best(path)

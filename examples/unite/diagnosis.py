@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .config import Config
+from .processes import which
 
 
 class TrainingError(RuntimeError):
@@ -50,7 +51,7 @@ def check_losses(values: Mapping[str, float], step: int, inputs: Mapping[str, Te
 def diverged(reason: str, step: int, inputs: Mapping[str, Tensor], names: list[str], norms: Mapping[str, float],
              good: Path | None) -> Diverged:
     """The error with everything that is known of a step; arguments as those of `check_losses`."""
-    lines = [f"step {step}: {reason}"]
+    lines = [f"step {step}{which()}: {reason}"]
     lines += [f"{name}: {describe(tensor)}" for name, tensor in inputs.items()]
     lines.append("examples: " + ", ".join(names))
     lines.append("gradient norms before: " + (", ".join(f"{name} {norm:.3g}" for name, norm in norms.items())
@@ -88,7 +89,8 @@ def check_parameters(modules: Mapping[str, nn.Module], step: int, good: Path | N
     for part, module in modules.items():
         for name, tensor in module.state_dict().items():
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-                raise Diverged(f"step {step}: {part}.{name} is not finite: {describe(tensor)}\n  {advice(good)}")
+                raise Diverged(f"step {step}{which()}: {part}.{name} is not finite: {describe(tensor)}\n"
+                               f"  {advice(good)}")
 
 
 def gradient_norms(module: nn.Module) -> dict[str, float]:

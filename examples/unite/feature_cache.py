@@ -16,7 +16,8 @@ import numpy as np
 
 from .checkpoint import write_whole
 
-FORMAT = "uotlib-unite-features-1"
+#: 2: of grey images of 16 bits as they look; 1 had them white.
+FORMAT = "uotlib-unite-features-2"
 
 
 class CacheError(ValueError):

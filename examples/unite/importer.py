@@ -18,10 +18,10 @@ from torch import Tensor
 from . import checkpoint
 from .checkpoint import CheckpointError
 from .config import Config, preset
+from .launch import make_accelerator
 from .learner import Learner
 from .released import Outcome, correspondence, discriminator, generator, transfer
 from .settings import assign
-from .trainer import make_accelerator
 
 
 class Task(NamedTuple):
@@ -139,10 +139,11 @@ def load(config: Config, files: Mapping[str, Mapping[str, Tensor]]) -> tuple[Lea
 
 
 def save(learner: Learner, out: Path) -> Path:
-    """A checkpoint of step 0, as training writes them."""
+    """A checkpoint of step 0, as training writes them, but that any perceptual network may judge from there on."""
     config = learner.config
-    return checkpoint.save({**learner.state_dict(), "step": 0, "position": 0, "config": config.to_dict(),
-                            "random": [checkpoint.random_state()], "best": None}, out / "checkpoints", 0, best=False)
+    return checkpoint.save({**learner.state_dict(), "perceptual": None, "step": 0, "position": 0,
+                            "config": config.to_dict(), "random": [checkpoint.random_state()], "best": None},
+                           out / "checkpoints", 0, best=False)
 
 
 def report(done: Mapping[str, Outcome], files: Mapping[str, Path]) -> list[str]:
@@ -180,10 +181,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"{paths[name]}: {problem}", file=sys.stderr)
     if left:
         print(f"{len(left)} tensors of the model were left as they were drawn: {', '.join(left[:5])}"
-              + (", ..." if len(left) > 5 else "")
-              + ("" if options.partial else "; --partial writes it all the same"), file=sys.stderr)
-        if not options.partial:
-            return 1
+              + (", ..." if len(left) > 5 else ""), file=sys.stderr)
+    if (left or any(outcome.problems for outcome in done.values())) and not options.partial:
+        print("not written, since it would not be wholly theirs; --partial writes it all the same", file=sys.stderr)
+        return 1
     if "discriminator" not in files:
         print("no discriminator was given: training on would begin with a new one")
     print(f"model: {', '.join(f'{name} {getattr(config.model, name)}' for name in INFERRED)}; "

@@ -146,7 +146,7 @@ class Learner:
         Raises:
             CheckpointError: It was another network that judged, or an average is on one side alone.
         """
-        if state["perceptual"] != self.perceptual:
+        if state["perceptual"] not in (None, self.perceptual):  # None: an import, which no network judged yet
             raise CheckpointError(f"the checkpoint was trained with the perceptual network {state['perceptual']}, "
                                   f"not with {self.perceptual}")
         if (state["average"] is None) != (self.average is None):
@@ -198,10 +198,19 @@ class Learner:
         numbers = self.accelerator.reduce(stacked, "mean").tolist()
         values = {f"{part}/{name.removeprefix(f'{part}_')}": value
                   for name, value in zip(terms, numbers, strict=True)}
-        self._check(values, batch, image)
+        self._check(self._by_rank(values, stacked), batch, image)
         values[f"{part}/total"] = sum(values.values())
         for name, value in values.items():
             sums[name] = sums.get(name, 0.0) + value / count
+
+    def _by_rank(self, means: dict[str, float], own: Tensor) -> dict[str, float]:
+        """Means whose names say, of those that are no numbers, which processes made them so."""
+        if self.accelerator.num_processes == 1 or all(map(math.isfinite, means.values())):
+            return means
+        lost = self.accelerator.gather(own.isfinite().logical_not()[None].int()).tolist()  # all of them come here
+        ranks = [", ".join(str(rank) for rank, flags in enumerate(lost) if flags[place]) for place in range(len(own))]
+        return {name + (f" of rank {where}" if where else ""): mean
+                for (name, mean), where in zip(means.items(), ranks, strict=True)}
 
     def _finish(self, part: str, adam: Any, module: nn.Module, sums: dict[str, float], batch: Batch,
                 image: Tensor) -> None:

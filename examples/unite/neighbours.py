@@ -26,6 +26,24 @@ class Rows(NamedTuple):
         return torch.from_numpy(self.matrix[self.places[first:last]]).to(device).double()
 
 
+def check_count(k: int, size: int, excluded: Sequence[Sequence[int]]) -> None:
+    """Refuse a k that some query cannot have.
+
+    Args:
+        k: How many rows each query wants.
+        size: Rows of the gallery.
+        excluded: For each query, the rows of the gallery that it may not have.
+
+    Raises:
+        ValueError: There are no queries; k is below 1, or above what is left of the gallery for some query.
+    """
+    if not excluded:
+        raise ValueError("there are no queries")
+    left = size - max(len(set(barred)) for barred in excluded)
+    if not 1 <= k <= left:
+        raise ValueError(f"k must be from 1 to {left}, the other images of the gallery, got {k}")
+
+
 def nearest(queries: Rows, gallery: Rows, k: int, *, excluded: Sequence[Sequence[int]], chunk: int = 1024,
             device: torch.device | str = "cpu", step: Callable[[int], None] | None = None) -> np.ndarray:
     r"""The k rows of the gallery with the largest cosine for each query, the largest first.
@@ -40,7 +58,7 @@ def nearest(queries: Rows, gallery: Rows, k: int, *, excluded: Sequence[Sequence
         queries, gallery: Rows of one width d.
         k: How many.
         excluded: For each query, the rows of the gallery that it may not have.
-        chunk: Rows of either side at a time; memory is of the order of 32 chunk d + 100 chunk^2 bytes.
+        chunk: Rows of either side at a time; memory is about 24 chunk d + 50 chunk^2 bytes.
         device: Where it is computed; it must have float64.
         step: Called after each chunk of queries with the number of chunks that are done.
 
@@ -48,15 +66,12 @@ def nearest(queries: Rows, gallery: Rows, k: int, *, excluded: Sequence[Sequence
         (queries, k) of int64: numbers of rows of the gallery.
 
     Raises:
-        ValueError: k is below 1, or above what is left of the gallery for some query; as many exclusions as queries
-            are needed.
+        ValueError: As `check_count`; or there are not as many exclusions as queries.
     """
     count, size, device = len(queries.places), len(gallery.places), torch.device(device)
     if len(excluded) != count:
         raise ValueError(f"excluded must have {count} entries, one a query, got {len(excluded)}")
-    left = size - max((len(set(barred)) for barred in excluded), default=0)
-    if not 1 <= k <= left:
-        raise ValueError(f"k must be from 1 to {left}, the other images of the gallery, got {k}")
+    check_count(k, size, excluded)
     found = np.empty((count, k), np.int64)
     for number, first in enumerate(range(0, count, chunk), 1):
         last = min(first + chunk, count)

@@ -13,6 +13,11 @@ def count() -> int:
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
+def which() -> str:
+    """Which of them this is, in words that follow another; nothing where it is alone."""
+    return f", rank {distributed.get_rank()} of {count()} processes" if count() > 1 else ""
+
+
 class _Sum(torch.autograd.Function):
     """x summed over processes, whose gradient is that of the losses of all of them."""
 

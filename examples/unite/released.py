@@ -31,8 +31,10 @@ UNUSED = {
         "the branch of M in a stage without M",
     r"discriminator_\d+\.dec\..*": "the discriminator's decoder, which nothing asks",
 }
-#: Tensors that did, and for which there is no place here: pattern, and what becomes of it.
+#: Tensors that did, and for which there is no place here, so that outputs differ: pattern, and what becomes of it.
 HOMELESS = {
+    r".*\.param_free_norm\.(running_(mean|var)|num_batches_tracked)":
+        "batch norm, without --PONO, where modulated norms here are by position: outputs differ",
     r"adaptive_model_(seg|img)\.\w+\.se_layar\..*":
         "squeeze and excitation (--adaptor_se), which extractors here have not: their features differ",
     r"discriminator_\d+\.(gap_fc|gmp_fc|conv1x1)\..*":
@@ -57,8 +59,9 @@ class Outcome:
 
     Attributes:
         put: Names of our tensors that something was put into.
-        problems: One message for each tensor that should have been taken over and was not, or that nobody knows.
-        notes: One message for each tensor that has no place here.
+        problems: One message for each tensor that should have been taken over and was not, that has no place here, or
+            that nobody knows: the model is not wholly theirs.
+        notes: One message for each tensor that is here in another form.
         unused: Reason -> (tensors, numbers) of those that never had a say.
     """
 
@@ -186,7 +189,7 @@ def transfer(source: Mapping[str, Tensor], module: nn.Module, pairs: Iterable[Pa
             tensors, numbers = outcome.unused.get(unused, (0, 0))
             outcome.unused[unused] = tensors + 1, numbers + source[name].numel()
         elif homeless:
-            outcome.notes.append(f"{name}: no place for it here ({homeless})")
+            outcome.problems.append(f"{name}: no place for it here ({homeless})")
         else:
             outcome.problems.append(f"{name}: unexpected, of shape {tuple(source[name].shape)}")
     return outcome

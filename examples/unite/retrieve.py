@@ -11,7 +11,7 @@ import hashlib
 import io
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TextIO
 
@@ -24,13 +24,14 @@ from torch.utils.data import DataLoader, Dataset
 
 from .checkpoint import write_whole
 from .data.check import SUFFIXES, Unreadable, load_picture
+from .data.modes import rgb
 from .feature_cache import FeatureCache, file_key
+from .launch import make_accelerator
 from .layers import unit_length
 from .logs import Progress
-from .neighbours import Rows, nearest
+from .neighbours import Rows, check_count, nearest
 from .perceptual import BLOCKS, PerceptualNetwork, load_perceptual
 from .pictures import Picture, find_pictures
-from .trainer import make_accelerator
 
 
 class Decoded(Dataset[Tensor | str]):
@@ -44,9 +45,11 @@ class Decoded(Dataset[Tensor | str]):
 
     def __getitem__(self, index: int) -> Tensor | str:
         try:
-            picture = load_picture(self.files[index]).convert("RGB")
+            picture = rgb(load_picture(self.files[index]))
         except (Unreadable, OSError) as error:
             return str(error)
+        except ValueError as error:
+            return f"{self.files[index]} cannot be read: {error}"
         return torch.from_numpy(np.array(picture.resize((self.size, self.size), Image.Resampling.BICUBIC)))
 
 
@@ -151,28 +154,32 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _retrieve(options: argparse.Namespace) -> int:
+    if options.out.is_dir():
+        raise IsADirectoryError(f"-o must name a file, got the folder {options.out}")
     suffixes = tuple(options.suffix) if options.suffix else SUFFIXES
     queries, gallery = (find_pictures(source, options.root, suffixes) for source in (options.query, options.gallery))
+    check_count(options.k, len(gallery), exclusions(queries, gallery))  # before the features, which take hours
     options.out.parent.mkdir(parents=True, exist_ok=True)
     device = make_accelerator(options.device, "no").device
     network = load_perceptual(options.network, options.file, device, whole=True)
-    keys = {picture.file: file_key(picture.file) for picture in (*queries, *gallery)}
+    keys, broken = _keys(picture.file for picture in (*queries, *gallery))
     wanted = {key: file for file, key in keys.items()}
     width = network.blocks[-1][-1].out_channels * options.grid**2
     print(f"{len(queries)} queries, {len(gallery)} images in the gallery; {network.name} at {options.size} px, "
           f"{width} numbers an image, {2e-6 * width * len(wanted):.1f} MB of features in {options.cache}", flush=True)
     with FeatureCache(options.cache, settings(network, options.size, options.grid), width, _told("cache")) as cache:
-        broken = fill(cache, wanted, network, size=options.size, grid=options.grid, batch=options.batch, device=device,
-                      workers=options.workers, stream=sys.stderr, say=_told("features"))
-        for reason in broken.values():
+        lost = fill(cache, wanted, network, size=options.size, grid=options.grid, batch=options.batch, device=device,
+                    workers=options.workers, stream=sys.stderr, say=_told("features"))
+        broken |= {file: lost[key] for file, key in keys.items() if key in lost}
+        for reason in dict.fromkeys(broken.values()):
             print(reason, file=sys.stderr)
         if broken:
-            print(f"{len(broken)} of {len(wanted)} images cannot be read"
+            print(f"{len(broken)} of {len(keys.keys() | broken.keys())} images cannot be read"
                   + ("; the list is without them" if options.skip_broken else "; --skip-broken makes a list without "
                      "them"), file=sys.stderr)
             if not options.skip_broken:
                 return 1
-            queries, gallery = ([picture for picture in pictures if keys[picture.file] not in broken]
+            queries, gallery = ([picture for picture in pictures if picture.file not in broken]
                                 for pictures in (queries, gallery))
         rows = cache.rows()
         sides = [Rows(rows, cache.places([keys[picture.file] for picture in pictures]))
@@ -188,6 +195,17 @@ def _retrieve(options: argparse.Namespace) -> int:
     write_list(options.out, queries, gallery, found)
     print(f"wrote {options.out}: {len(queries)} lines of {options.k} exemplars by {network.name}")
     return 0
+
+
+def _keys(files: Iterable[Path]) -> tuple[dict[Path, str], dict[Path, str]]:
+    """The `file_key` of each file; and why, of those that have none: links to nothing, say."""
+    keys, lost = {}, {}
+    for file in files:
+        try:
+            keys[file] = file_key(file)
+        except OSError as error:
+            lost[file] = f"{file} cannot be read: {error.strerror}"
+    return keys, lost
 
 
 def _told(what: str) -> Callable[[str], None]:

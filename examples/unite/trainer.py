@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import os
 import random
-from collections.abc import Callable
-from datetime import timedelta
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
 import torch
-from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs, gather_object
+from accelerate.utils import gather_object
 from torch import nn
+from torch.utils.data import Subset
 
 from . import checkpoint, data
 from .checkpoint import CheckpointError
 from .config import Config
 from .diagnosis import memory_advice
 from .grids import grid, write_png
+from .launch import check_launch, make_accelerator
 from .learner import Learner
 from .logs import Metrics, Progress
 from .settings import differences
@@ -27,8 +26,6 @@ from .stream import batches
 from .structures import Batch, Sample, collate
 from .validation import Judged, judge
 
-#: How long processes wait for the main one, which validates alone, before they take it for lost.
-PATIENCE = timedelta(hours=1)
 #: Pairs in a grid of samples.
 ROWS = 6
 
@@ -45,25 +42,32 @@ class Trainer:
         device: auto, cpu, cuda, cuda:N or mps.
         workers: Processes that prepare batches; 0 prepares them in this one.
         resume: Go on from the newest checkpoint of ``out``.
+        state: That checkpoint, where it was loaded already; None reads it.
         examples: Training examples and held-out pairs in place of those that ``config.data`` names.
 
     Attributes:
+        held: Batches of held-out pairs; the main process has them, others none.
         notes: What a resumed run does otherwise than the one before, in words.
 
     Raises:
         CheckpointError: Nothing to go on from, a broken file, one of another model, or another one for each process.
+        ValueError: It was launched in a way that would train something else (`check_launch`), or on no such device.
         OutOfMemory: The networks do not fit.
     """
 
     def __init__(self, config: Config, out: Path, *, device: str = "auto", workers: int = 0, resume: bool = False,
-                 examples: tuple[data.Pairs, list[Sample]] | None = None) -> None:
+                 state: dict[str, Any] | None = None,
+                 examples: tuple[data.Pairs, Sequence[Sample]] | None = None) -> None:
         self.out, self.checkpoints, self.workers = out, out / "checkpoints", workers
-        state = checkpoint.load(checkpoint.latest(self.checkpoints)) if resume else None
+        check_launch()
+        if resume and state is None:
+            state = checkpoint.load(checkpoint.latest(self.checkpoints))
         self.accelerator = make_accelerator(device, config.train.precision)
         self.pairs, held = make_data(config) if examples is None else examples
         self.config = config = config.replace("model", condition_channels=self.pairs.condition_channels)
         if state is not None:
             check_same_model(Config.from_dict(state["config"]), config)
+        held = list(held) if self.accelerator.is_main_process else []
         seed = config.train.seed
         random.seed(seed)
         np.random.seed(seed % 2**32)  # noqa: NPY002
@@ -155,7 +159,7 @@ class Trainer:
         return score
 
     def judge(self, rows: int = ROWS) -> Judged:
-        """Translate the held-out pairs."""
+        """Translate the held-out pairs; the main process has them, and alone calls it."""
         with self.accelerator.autocast():
             return judge(self.learner.judged, self.held, rows)
 
@@ -183,7 +187,7 @@ class Trainer:
                 "best": list(self.best) if self.best is not None else None,
             }, self.checkpoints, self.done, better)
         self.accelerator.wait_for_everyone()
-        self.good = checkpoint.latest(self.checkpoints)
+        self.good = checkpoint.place(self.checkpoints, self.done)
 
     def _restore(self, state: dict[str, Any]) -> None:
         found = gather_object([state["step"]])
@@ -194,7 +198,7 @@ class Trainer:
         self.learner.load_state_dict(state)
         self.done, self.position = state["step"], state["position"]
         self.best = tuple(state["best"]) if state["best"] is not None else None
-        self.good = checkpoint.latest(self.checkpoints)
+        self.good = checkpoint.place(self.checkpoints, self.done)
         if self.accelerator.is_main_process and self.best is not None and self.best[0] == self.done:
             checkpoint.keep_best(self.good)  # the process may have ended between the two names
         self._restore_random(state)
@@ -219,33 +223,8 @@ def _processes(count: int) -> str:
     return f"{count} process" if count == 1 else f"{count} processes"
 
 
-def make_accelerator(device: str, precision: str) -> Accelerator:
-    """accelerate for a device by name; the devices of several processes are those of `accelerate launch`.
-
-    Raises:
-        ValueError: There is no such device here, or it is one GPU for several processes.
-    """
-    kind, colon, index = device.partition(":")
-    if kind not in ("auto", "cpu", "cuda", "mps") or (colon and (kind != "cuda" or not index.isdecimal())):
-        raise ValueError(f"device must be auto, cpu, cuda, cuda:N or mps, got {device!r}")
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device {device} was asked for, and torch sees no GPU")
-    if kind == "mps" and not torch.backends.mps.is_available():
-        raise ValueError("device mps was asked for, and torch sees none")
-    if precision == "fp16" and (kind == "cpu" or not torch.cuda.is_available()):
-        raise ValueError("precision fp16 needs a GPU; a CPU has bf16")
-    if index and int(index) >= torch.cuda.device_count():
-        raise ValueError(f"device {device} was asked for, and torch sees {torch.cuda.device_count()} GPUs, from cuda:0")
-    if index and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ValueError(f"device {device} is one GPU, and several processes take one each: give cuda")
-    if index:
-        torch.cuda.set_device(int(index))
-    waits = InitProcessGroupKwargs(timeout=PATIENCE)
-    return Accelerator(cpu=kind == "cpu", mixed_precision=precision, kwargs_handlers=[waits])
-
-
-def make_data(config: Config) -> tuple[data.Pairs, list[Sample]]:
-    """The training examples, and the held-out pairs as they are."""
+def make_data(config: Config) -> tuple[data.Pairs, Sequence[Sample]]:
+    """The training examples, and the held-out pairs as they are, each made when it is asked for."""
     source, train = config.data, config.train
     common = {"root": source.root or None, "size": config.model.size, "condition": source.condition,
               "seed": train.seed}
@@ -255,7 +234,7 @@ def make_data(config: Config) -> tuple[data.Pairs, list[Sample]]:
     if held.condition_channels != pairs.condition_channels:
         raise ValueError(f"training conditions have {pairs.condition_channels} channels, those of split test "
                          f"{held.condition_channels}: classes.txt in {source.root} would say how many there are")
-    return pairs, [held[index] for index in range(min(len(held), train.validation))]
+    return pairs, Subset(held, range(min(len(held), train.validation)))
 
 
 def check_same_model(old: Config, new: Config) -> None:

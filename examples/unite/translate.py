@@ -19,9 +19,9 @@ from .data.folder import read_condition, read_image
 from .diagnosis import OutOfMemory, TrainingError, memory_advice
 from .ema import Average
 from .grids import to_bytes, write_png
+from .launch import make_accelerator
 from .model import Unite
 from .structures import Output
-from .trainer import make_accelerator
 
 #: Files of a folder that are taken; .npy are conditions that no picture can hold.
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".npy")
