@@ -72,7 +72,7 @@ def test_the_command_refuses_by_name(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 def test_an_error_of_a_value_while_training_is_a_message(tmp_path: Path, capsys: pytest.CaptureFixture[str],
                                                          monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train, "configure", lambda options: small())
+    monkeypatch.setattr(train, "configure", lambda *_: small())
     monkeypatch.setattr(Trainer, "run", refuse)
     assert train.main(["--device", "cpu", "--out", str(tmp_path)]) == 1
     assert capsys.readouterr().err.endswith("ValueError: no trainer here\n")
@@ -91,7 +91,7 @@ def test_a_file_that_cannot_be_read_while_training_is_one_line(
     def run(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(train, "configure", lambda options: small())
+    monkeypatch.setattr(train, "configure", lambda *_: small())
     monkeypatch.setattr(Trainer, "run", run)
     assert train.main(["--device", "cpu", "--out", str(tmp_path)]) == 1
     assert capsys.readouterr().err == line

@@ -321,3 +321,12 @@ def test_the_setting_reaches_a_trainings_data(folder):
     for mirror in (True, False):
         config = preset("tiny").replace("data", source="folder", root=str(folder), mirror=mirror)
         assert make_data(config)[0].mirror is mirror
+
+
+def test_grey_images_of_16_bits_keep_their_shades(tmp_path):
+    """Pillow alone makes every value above 255 white."""
+    Image.fromarray(np.full((40, 40), 257 * 100, np.uint16)).save(tmp_path / "grey.png")
+    assert torch.allclose(read_image(tmp_path / "grey.png", 32), torch.tensor(100 / 127.5 - 1))
+    Image.fromarray(np.full((40, 40), 65536, np.int32)).save(tmp_path / "deep.tiff")
+    with pytest.raises(Unreadable, match=r"deep\.tiff cannot be read: grey values must be from 0 to 65535"):
+        read_image(tmp_path / "deep.tiff", 32)

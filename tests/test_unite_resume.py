@@ -110,10 +110,11 @@ def test_killed_at_any_moment_and_resumed_gives_the_same_losses(tmp_path: Path) 
 
 def test_settings_of_a_resumed_run_are_the_checkpoints(tmp_path: Path) -> None:
     start(small(train={"steps": 1}), tmp_path).run()
-    words = ["--resume", "--out", str(tmp_path)]
-    config = train.configure(train._parse([*words, "--steps", "4"]))
+    options = train._parse(["--resume", "--out", str(tmp_path), "--steps", "4"])
+    state = train._checkpoint(options)
+    config = train.configure(options, state)
     assert config == small(train={"steps": 4}, model={"condition_channels": 3})
-    assert train._changes(tmp_path, config) == ["train.steps: 1 -> 4"]
+    assert train._changes(state, config) == ["train.steps: 1 -> 4"]
 
 
 def test_a_task_beside_resume_says_the_folder_and_no_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,8 +123,9 @@ def test_a_task_beside_resume_says_the_folder_and_no_setting(tmp_path: Path, mon
     start(small(train={"steps": 1}), Path("out/unite/coco")).run()
     expected = small(train={"steps": 4}, model={"condition_channels": 3})
     for words in (["--task", "coco"], ["--task", "coco", "--out", "out/unite/coco"]):
-        assert train.configure(train._parse(["--resume", *words, "--steps", "4"])) == expected
+        options = train._parse(["--resume", *words, "--steps", "4"])
+        assert train.configure(options, train._checkpoint(options)) == expected
     with pytest.raises(CheckpointError, match="no checkpoint in out/unite/ade20k/checkpoints"):
-        train.configure(train._parse(["--resume", "--task", "ade20k"]))
+        train._checkpoint(train._parse(["--resume", "--task", "ade20k"]))
 
 

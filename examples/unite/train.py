@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -43,13 +44,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(text, flush=True)
 
     try:
-        config = configure(options)
+        state = _checkpoint(options) if options.resume else None
+        config = configure(options, state)
         _find_weights(config)
         out = options.out if options.out is not None else _folder(options, config.preset)
-        if not options.resume and checkpoint.saved(out / "checkpoints"):
+        if state is None and checkpoint.saved(out / "checkpoints"):
             raise CheckpointError(f"{out} holds a run already: --resume goes on with it, --out names another folder")
-        changes = _changes(out, config) if options.resume else []
-        trainer = Trainer(config, out, device=options.device, workers=options.workers, resume=options.resume)
+        changes = _changes(state, config) if state is not None else []
+        trainer = Trainer(config, out, device=options.device, workers=options.workers, resume=options.resume,
+                          state=state)
     except (ValueError, OSError, ModuleNotFoundError, TrainingError) as error:  # of settings, files, and memory
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
@@ -74,13 +77,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def configure(options: argparse.Namespace) -> Config:
+def configure(options: argparse.Namespace, state: dict[str, Any] | None = None) -> Config:
     """The configuration that flags ask for: a preset's and a task's over it, or on ``--resume`` without a preset the
-    checkpoint's, of which a task then says the folder alone; with the flags' changes.
+    checkpoint's (``state``), of which a task then says the folder alone; with the flags' changes.
     """
-    if options.resume and options.preset is None:
-        folder = (options.out or _folder(options, "tiny")) / "checkpoints"
-        config = Config.from_dict(checkpoint.load(checkpoint.latest(folder))["config"])
+    if state is not None and options.preset is None:
+        config = Config.from_dict(state["config"])
     else:
         config = preset(options.preset or ("tiny" if options.task is None else "default"))
         if options.task is not None:
@@ -121,8 +123,14 @@ def _folder(options: argparse.Namespace, name: str) -> Path:
     return Path("out/unite") / (name if options.task is None else Path(options.task).stem)
 
 
-def _changes(out: Path, config: Config) -> list[str]:
-    before = Config.from_dict(checkpoint.load(checkpoint.latest(out / "checkpoints"))["config"])
+def _checkpoint(options: argparse.Namespace) -> dict[str, Any]:
+    """The newest checkpoint of the folder that is meant."""
+    out = options.out or _folder(options, options.preset or "tiny")
+    return checkpoint.load(checkpoint.latest(out / "checkpoints"))
+
+
+def _changes(state: dict[str, Any], config: Config) -> list[str]:
+    before = Config.from_dict(state["config"])
     return [line for section in ("match", "loss", "train", "data") for line in differences(before, config, section)]
 
 

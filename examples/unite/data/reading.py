@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .check import LABEL_MODES, load_picture
+from .check import LABEL_MODES, Unreadable, load_picture
+from .modes import rgb
 
 
 def pixels(file: Path, size: int) -> np.ndarray:
@@ -19,7 +20,11 @@ def pixels(file: Path, size: int) -> np.ndarray:
 
 def as_pixels(picture: Image.Image, size: int) -> np.ndarray:
     """`pixels` of a picture that is read already."""
-    return np.asarray(picture.convert("RGB").resize((size, size), Image.Resampling.BICUBIC))
+    try:
+        coloured = rgb(picture)
+    except ValueError as error:
+        raise Unreadable(f"{getattr(picture, 'filename', 'a picture')} cannot be read: {error}", str(error)) from error
+    return np.asarray(coloured.resize((size, size), Image.Resampling.BICUBIC))
 
 
 def ids_or_pixels(file: Path, size: int) -> np.ndarray:
