@@ -412,7 +412,7 @@ def test_a_list_is_what_data_folder_takes(tmp_path: Path):
     from examples.unite.data.export import export
 
     folder = tmp_path / "files"
-    export(make("avatars", root=tmp_path / "avatars", size=64, split="test", count=2), folder)
+    export(make("avatars", root=tmp_path / "avatars", size=64, split="test", count=2), "mask", folder)
     (folder / "pairs.csv").unlink()
     images = folder / "image"
     assert main(command(tmp_path, images, images, folder / "pairs.csv", "-k", "3")) == 0
