@@ -5,6 +5,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from defects import assert_told
 from PIL import Image
 
 from examples.unite import data
@@ -158,14 +159,9 @@ DEFECTS = {
 @pytest.mark.parametrize("tree", ["annotations"], indirect=True)
 @pytest.mark.parametrize("defect", DEFECTS)
 def test_each_defect_has_its_message_in_training_and_in_the_report(tree, defect):
-    damage, message = DEFECTS[defect]
-    damage(tree)
-    with pytest.raises(DataError, match=message) as error:
-        ADE20K(root=tree, size=36)
-    found = report(tree)
-    assert not found.right
-    told = "\n".join(found.complaints(examples=9))
-    for line in error.value.report.complaints(examples=9):
+    refused = assert_told(DEFECTS[defect], tree, lambda: ADE20K(root=tree, size=36), report)
+    told = "\n".join(report(tree).complaints(examples=9))
+    for line in refused.complaints(examples=9):
         assert line.strip() in told
 
 

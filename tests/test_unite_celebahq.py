@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from defects import assert_told
 from PIL import Image, ImageDraw
 from scipy.ndimage import distance_transform_cdt
 
@@ -243,11 +244,7 @@ DEFECTS = {
 @pytest.mark.parametrize("defect", DEFECTS)
 def test_each_defect_has_its_message(tree, defect):
     """Training refuses with the words of the report."""
-    damage, message = DEFECTS[defect]
-    damage(tree)
-    with pytest.raises(DataError, match=message):
-        CelebAHQ(root=tree, size=SIDE)
-    assert not report(tree).right
+    assert_told(DEFECTS[defect], tree, lambda: CelebAHQ(root=tree, size=SIDE), report)
 
 
 def test_lists_may_have_zeros_before_an_id(tree):

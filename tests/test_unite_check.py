@@ -146,8 +146,8 @@ def test_ones_own_folder(folder, capsys):
 
 
 def test_avatars(tmp_path, capsys, monkeypatch):
-    pytest.importorskip("python_avatars", reason="avatars need the extra unite")
-    pytest.importorskip("resvg_py", reason="avatars need the extra unite")
+    pytest.importorskip("python_avatars", reason="needs python-avatars: the extra unite")
+    pytest.importorskip("resvg_py", reason="needs resvg-py: the extra unite")
     data.make("avatars", root=tmp_path, size=64, count=1)[0]
     status, lines, _ = run(capsys, "--data", "avatars", "--root", tmp_path)
     assert (status, lines) == (0, [f"avatars in {tmp_path}", "drawn pairs that are kept: 1", "training can start"])

@@ -7,6 +7,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from defects import assert_told
 from PIL import Image
 
 from examples.unite import data
@@ -244,12 +245,9 @@ DEFECTS = {
 
 @pytest.mark.parametrize("defect", DEFECTS)
 def test_each_defect_has_its_message_in_training_and_in_the_report(tree, defect):
-    damage, message = DEFECTS[defect]
-    damage(tree)
-    with pytest.raises(DataError, match=message) as error:
-        COCO(root=tree, size=SIDE)
-    assert len(error.value.report.complaints()) == (1 if error.value.report.missing else 2)  # told once
-    assert error.value.report.complaints() == report(tree).complaints()
+    told = assert_told(DEFECTS[defect], tree, lambda: COCO(root=tree, size=SIDE), report)
+    assert len(told.complaints()) == (1 if told.missing else 2)  # told once
+    assert told.complaints() == report(tree).complaints()
 
 
 def test_the_report_of_a_whole_tree(tree):

@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-pytest.importorskip("python_avatars", reason="avatars need the extra unite")
-pytest.importorskip("resvg_py", reason="avatars need the extra unite")
+pytest.importorskip("python_avatars", reason="needs python-avatars: the extra unite")
+pytest.importorskip("resvg_py", reason="needs resvg-py: the extra unite")
 
 from examples.unite import data
 from examples.unite.data import conditions, faces, moves, render

@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from defects import assert_told
 from PIL import Image
 from scipy.ndimage import distance_transform_cdt
 
@@ -341,11 +342,7 @@ DEFECTS = {
 @pytest.mark.parametrize("defect", DEFECTS)
 def test_each_defect_has_its_message(tree, defect):
     """Training refuses with the words of the report."""
-    damage, message = DEFECTS[defect]
-    damage(tree)
-    with pytest.raises(DataError, match=message):
-        DeepFashion(root=tree, size=SIDE)
-    assert not report(tree).right
+    assert_told(DEFECTS[defect], tree, lambda: DeepFashion(root=tree, size=SIDE), report)
 
 
 def test_lists_that_are_wanted(tree):

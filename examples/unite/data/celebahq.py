@@ -18,7 +18,7 @@ from .planes import Planes
 from .reading import pixels
 from .report import Report
 from .roots import in_capitals
-from .splits import FILES, listed_rows, split_names
+from .splits import FILES, counted_names, listed_rows
 
 IMAGES, MASKS = "CelebA-HQ-img", "CelebAMask-HQ-mask-anno"
 #: Ids in a folder of masks.
@@ -108,12 +108,8 @@ def _region(file: Path, size: int) -> np.ndarray:
 
 def _ids(found: Report, split: str) -> tuple[str, ...]:
     """Ids of a split; those without an image or masks are noted."""
-    names = split_names(found, split, _id)
-    found.count(f"{split} ids in {FILES[split]}", len(names), PUBLISHED[split])
-    missing = [folder for folder in (IMAGES, MASKS) if not (found.root / folder).is_dir()]
-    for folder in missing:
-        found.miss(f"{folder}/")
-    if missing:
+    names, there = counted_names(found, split, _id, "ids", PUBLISHED[split], (IMAGES, MASKS))
+    if not there:
         return names
     pictures = {file.name for file in os.scandir(found.root / IMAGES)}
     masked = _masked(found.root, names)

@@ -18,7 +18,7 @@ from .reading import as_pixels
 from .regions import Point
 from .report import Report
 from .roots import in_capitals
-from .splits import FILES, listed_rows, split_names
+from .splits import FILES, counted_names, listed_rows
 
 IMAGES, POSES = "img", "pose"
 #: The paper's; nobody says how many test images there are.
@@ -154,12 +154,8 @@ def _resized(point: Point | None, shape: tuple[int, int], size: int) -> Point | 
 
 def _names(found: Report, split: str) -> tuple[str, ...]:
     """Names of a split; those without an image or a pose are noted."""
-    names = split_names(found, split, _name)
-    found.count(f"{split} images in {FILES[split]}", len(names), PUBLISHED[split])
-    missing = [folder for folder in (IMAGES, POSES) if not (found.root / folder).is_dir()]
-    for folder in missing:
-        found.miss(f"{folder}/")
-    if missing:
+    names, there = counted_names(found, split, _name, "images", PUBLISHED[split], (IMAGES, POSES))
+    if not there:
         return names
     whole = 0
     for name in names:

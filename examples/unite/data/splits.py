@@ -44,6 +44,19 @@ def split_names(report: Report, split: str, own: Callable[[str], str | None]) ->
     return tuple(names)
 
 
+def counted_names(report: Report, split: str, own: Callable[[str], str | None], what: str, published: int,
+                  folders: tuple[str, ...]) -> tuple[tuple[str, ...], bool]:
+    """`split_names`, counted as ``what``, and whether the folders with their files are there; those that are not are
+    noted.
+    """
+    names = split_names(report, split, own)
+    report.count(f"{split} {what} in {FILES[split]}", len(names), published)
+    missing = [folder for folder in folders if not (report.root / folder).is_dir()]
+    for folder in missing:
+        report.miss(f"{folder}/")
+    return names, not missing
+
+
 def listed_rows(report: Report, split: str, splits: Mapping[str, tuple[str, ...]], images: Path,
                 spelled: Callable[[str], str | None] | None = None) -> tuple[Row, ...]:
     """The exemplar list of a split (`lists.exemplar_rows`), whose exemplars are of the training split.
