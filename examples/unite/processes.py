@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
 from torch import Tensor, distributed
 
 
@@ -18,28 +15,14 @@ def which() -> str:
     return f", rank {distributed.get_rank()} of {count()} processes" if count() > 1 else ""
 
 
-class _Sum(torch.autograd.Function):
-    """x summed over processes, whose gradient is that of the losses of all of them."""
-
-    @staticmethod
-    def forward(context: Any, x: Tensor) -> Tensor:
-        return _summed(x)
-
-    @staticmethod
-    def backward(context: Any, gradient: Tensor) -> Tensor:
-        return _summed(gradient)
-
-
 def total(x: Tensor) -> Tensor:
     """Sum of x over processes, on each of them; all call it, with one shape.
 
     Its gradient is summed too: a loss of one process then teaches what the others put in, and the mean that
     `DistributedDataParallel` takes of gradients is that of the mean of the losses.
     """
-    return _Sum.apply(x) if count() > 1 else x
+    if count() == 1:
+        return x
+    from torch.distributed.nn.functional import all_reduce  # not in a torch without processes
 
-
-def _summed(x: Tensor) -> Tensor:
-    summed = x.clone(memory_format=torch.contiguous_format)
-    distributed.all_reduce(summed)
-    return summed
+    return all_reduce(x)
