@@ -14,7 +14,8 @@ struct AdjointTask {
   Job cost;  // cost, strides, items, count, n, m, reg, log_u and log_v of N, row_diagonal, empty; nothing else
   bool is_double;
   const double *col_diagonal, *preconditioner, *root, *rhs;
-  const bool* exact;  // both marginals are: the system is singular along `root`
+  const double* along;  // the system turns `root` into this times col_diagonal root; 0: both marginals are exact
+  const double* image;  // (count, n): N root
   double tol;         // on the residual over rhs, both in the preconditioner's norm
   int64_t max_iter;
   double *answer, *residual;  // out

@@ -207,20 +207,20 @@ class NativeBackend(Backend):
         problem, items = system.solved.problem, system.solved.kernel.cost_items
         count, n, m = _sizes(cost, items)
         vectors = [_vector(name, values, count, n) for name, values in (
-            ("log_x", system.log_x), ("row_diagonal", system.row_diagonal))]
+            ("log_x", system.log_x), ("row_diagonal", system.row_diagonal), ("image", system.image))]
         vectors += [_vector(name, values, count, m) for name, values in (
             ("log_y", system.log_y), ("col_diagonal", system.col_diagonal), ("preconditioner", system.preconditioner),
             ("root_c", system.root_c), ("rhs", rhs))]
-        log_x, row_diagonal, log_y, col_diagonal, preconditioner, root, rhs = vectors
-        reg, exact = _vector("reg", problem.reg, count), problem.both_exact.contiguous()
+        log_x, row_diagonal, image, log_y, col_diagonal, preconditioner, root, rhs = vectors
+        reg, along = _vector("reg", problem.reg, count), _vector("along", system.along, count)
         if system.empty is not None:
             _check_empty(system.empty, count, n, m)
         answer, residual, through = _empty(count, m), _empty(count), _empty(count, n)
         run = _kernels().ConjugateGradients(
             _cost(cost, reg, items), log_x.data_ptr(), log_y.data_ptr(), row_diagonal.data_ptr(),
             _address(system.empty), col_diagonal.data_ptr(), preconditioner.data_ptr(), root.data_ptr(),
-            rhs.data_ptr(), exact.data_ptr(), tol, max_iter, answer.data_ptr(), residual.data_ptr(),
-            through.data_ptr())
+            rhs.data_ptr(), along.data_ptr(), image.data_ptr(), tol, max_iter, answer.data_ptr(),
+            residual.data_ptr(), through.data_ptr())
         while not run.advance(native_solve.TURN):
             pass  # Python may interrupt here
         return answer, residual, through
