@@ -10,6 +10,7 @@
 #include "cpu/conjugate.h"
 #include "cpu/flush.h"
 #include "cpu/operations.h"
+#include "cpu/pages.h"
 #include "cuda/device.h"
 #include "solve_bindings.h"
 
@@ -238,4 +239,5 @@ PYBIND11_MODULE(_C, module) {
   module.def("exp", &exp_array, "e^x of float64, for its test");
   module.def("log", &log_array, "Natural logarithm of float64, for its test");
   module.def("exp2", &exp2_array, "2^x by the kernels' polynomial, for its test");
+  module.def("free_large_pages", &uot::free_large_pages, "free blocks of 2 MiB by a /proc/buddyinfo, for its test");
 }

@@ -2,6 +2,7 @@
 // anonymous namespace.
 
 constexpr int64_t kDepth = 64;
+constexpr int64_t kFarBytes = 2048;  // rows this far apart fall into the same few lines of the nearest cache
 constexpr int64_t kTogether = UOT_VECTOR_BYTES >= 64 ? 8 : 4;  // rows of a product in registers, two of each
 
 // A matrix by the address of its first entry and the entries from one row to the next.
@@ -39,29 +40,41 @@ void multiply(const T* a, int64_t row_stride, int64_t column_stride, int64_t row
               Strided<T> c, int64_t columns) {
   constexpr int64_t L = kLanes<T>;
   const int64_t whole = columns / L * L;
+  const bool far = b.stride * int64_t(sizeof(T)) >= kFarBytes && rows >= 2 * kTogether;  // then a copy of B pays
   for (int64_t done = 0; done < all; done += kDepth) {  // as much of B as a core's nearest memory holds
     const int64_t depth = all - done < kDepth ? all - done : kDepth;
     const Strided<const T> piece{b.data + done * b.stride, b.stride};
     alignas(kAlignment) T last[kDepth * L];  // the columns behind the last whole register
     for (int64_t j = 0; whole < columns && j < depth; ++j)
       store(last + j * L, load_some(piece.data + j * piece.stride + whole, columns - whole));
-    int64_t r = 0;
-    const auto some = [&](auto together) {
-      constexpr int64_t Rows = decltype(together)::value;
-      const T* from = a + r * row_stride + done * column_stride;
-      const Strided<T> to{c.data + r * c.stride, c.stride};
-      const auto at = [](auto matrix, int64_t k) { return decltype(matrix){matrix.data + k, matrix.stride}; };
-      int64_t k = 0;
-      for (; k + 2 * L <= whole; k += 2 * L)
-        multiply_some<T, Rows, 2, false>(from, row_stride, column_stride, depth, at(piece, k), at(to, k), L);
-      if (k < whole)
-        multiply_some<T, Rows, 1, false>(from, row_stride, column_stride, depth, at(piece, k), at(to, k), L);
-      if (whole < columns)
-        multiply_some<T, Rows, 1, true>(from, row_stride, column_stride, depth, Strided<const T>{last, L},
-                                        at(to, whole), columns - whole);
+    const auto all_rows = [&](auto registers, auto partial, Strided<const T> from_b, int64_t k) {
+      constexpr int64_t Registers = decltype(registers)::value;
+      constexpr bool Partial = decltype(partial)::value;
+      int64_t r = 0;
+      const auto some = [&](auto together) {
+        multiply_some<T, decltype(together)::value, Registers, Partial>(
+            a + r * row_stride + done * column_stride, row_stride, column_stride, depth, from_b,
+            Strided<T>{c.data + r * c.stride + k, c.stride}, columns - whole);
+      };
+      for (; r + kTogether <= rows; r += kTogether) some(std::integral_constant<int64_t, kTogether>{});
+      for (; r < rows; ++r) some(std::integral_constant<int64_t, 1>{});
     };
-    for (; r + kTogether <= rows; r += kTogether) some(std::integral_constant<int64_t, kTogether>{});
-    for (; r < rows; ++r) some(std::integral_constant<int64_t, 1>{});
+    constexpr std::integral_constant<int64_t, 1> one{};
+    constexpr std::integral_constant<int64_t, 2> two{};
+    constexpr std::false_type complete{};
+    alignas(kAlignment) T near[kDepth * 2 * L];
+    int64_t k = 0;
+    for (; k + 2 * L <= whole; k += 2 * L) {
+      Strided<const T> from_b{piece.data + k, piece.stride};
+      if (far) {
+        for (int64_t j = 0; j < depth; ++j)
+          for (int64_t v = 0; v < 2 * L; v += L) store(near + j * 2 * L + v, load(from_b.data + j * from_b.stride + v));
+        from_b = {near, 2 * L};
+      }
+      all_rows(two, complete, from_b, k);
+    }
+    if (k < whole) all_rows(one, complete, Strided<const T>{piece.data + k, piece.stride}, k);
+    if (whole < columns) all_rows(one, std::true_type{}, Strided<const T>{last, L}, whole);
   }
 }
 
