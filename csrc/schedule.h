@@ -64,7 +64,7 @@ UOT_HD double lagrange_weight(const double* nodes, int64_t count, int64_t k, dou
 
 // tol, or where none was given the default of uotlib.unbalanced_sinkhorn; `largest` is max |f, g|.
 UOT_HD double tolerance_of(double tol, double roundoff, double largest, double reg) {
-  return tol > 0 ? tol : fmin(fmax(4 * roundoff * largest / reg, 1e-5), 1e-2);
+  return tol > 0 ? tol : fmin(fmax(roundoff * largest / (4 * reg), 1e-5), 1e-2);
 }
 
 // The least violation so far, to notice that rounding allows no better.

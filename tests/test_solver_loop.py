@@ -94,14 +94,14 @@ def test_rounding_floor_is_recognised(dtype, backend):
 
 
 def test_default_tolerance():
-    r"""max(1e-5, 4 u max|f, g| / eps)."""
+    r"""max(1e-5, u max|f, g| / (4 eps))."""
     double = draw(seed=7, reg=1e-3).solve(max_iter=5000)
     assert float(double.violation) <= 1e-5
     case = draw(30, 30, seed=7, kind="clustered", reg=1e-4, reg_m=0.1)
     single = case.but(cost=case.cost.float(), a=case.a.float(), b=case.b.float()).solve(max_iter=5000)
     largest = float(torch.maximum(single.f.abs().max(), single.g.abs().max()))
     assert bool(single.converged)
-    assert float(single.violation) <= 4 * 2.0**-24 * largest / 1e-4
+    assert float(single.violation) <= 2.0**-24 * largest / (4 * 1e-4)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -163,7 +163,7 @@ def test_float32_gradients_are_those_of_float64(reg, backend):
         assert all(tensor.grad.dtype == dtype for tensor in leaves)
         gradients.append([tensor.grad for tensor in leaves])
     for single, double in zip(*gradients, strict=True):
-        # The default tolerance of float32 on the violation, 4 u max|f| / eps, and one rounding of C / eps.
+        # One rounding of C / eps, u / eps relative to an entry of the plan, and the tolerance on the violation.
         assert_close(single, double, 1e-4 + 16 * 2.0**-24 / reg)
 
 

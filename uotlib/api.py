@@ -58,14 +58,14 @@ def unbalanced_sinkhorn(cost: Tensor | Cost, a: Tensor | None = None, b: Tensor 
             accelerates: the same fixed point in far fewer passes over the cost.
         max_iter: Most passes over the cost, annealing included (iterations, for "sinkhorn").
         tol: Violation at which an item of the batch is finished: the L1 norm of the dual's gradient over the mass of
-            the plan.  None is max(1e-5, 4 u max|f, g| / eps), u the unit roundoff of the type, and at most 1e-2.  0
+            the plan.  None is max(1e-5, u max|f, g| / (4 eps)), u the unit roundoff of the type, and at most 1e-2.  0
             runs exactly ``max_iter`` passes and never waits for the device.
         init: Potentials (f, g), (..., n) and (..., m), to start from at the target eps; the first half-step computes f
             from g.  Constants: no gradient reaches them.
         grad: How outputs depend on cost, masses, ``reg`` and ``reg_m``.  "implicit" (default): as the solution does, by
             the equations that define it, linearised at the pair that was found: exact at convergence, and otherwise
-            wrong by a multiple of the violation, 10 to 300 times it at small eps, where float32's default ``tol`` is
-            loose: give a smaller one.  One linear solve, whatever the loss is made of.  "unrolled": as the
+            wrong by a multiple of the violation, 10 to 300 times it at small eps (the default ``tol`` in float32 at eps
+            1e-4: typically by 1e-2 or less).  One linear solve, whatever the loss is made of.  "unrolled": as the
             iterations of ``method="sinkhorn"`` do that were run, keeping vectors only.  "envelope": for ``value``
             only, any other output raises.  "none": every output is a constant.  ``value`` has second derivatives
             under "implicit" (not through a compiled function, whose backward PyTorch keeps as a constant).  At a mass

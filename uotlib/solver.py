@@ -112,7 +112,7 @@ class _Loop:
 
     def tolerance(self, pair: Pair, reg: Tensor) -> Tensor | float:
         """tol, or where none was given the default of `uotlib.unbalanced_sinkhorn`."""
-        return self.tol if self.tol else (4 * roundoff(pair, reg, self.problem.dtype)).clamp(1e-5, 1e-2)
+        return self.tol if self.tol else (roundoff(pair, reg, self.problem.dtype) / 4).clamp(1e-5, 1e-2)
 
     def finish(self, done: Tensor | None, pair: Pair, violation: Tensor, n_iter: int, at_floor: Tensor | None) -> None:
         """Write down the answers of these of the active items (None: all of them)."""

@@ -68,7 +68,7 @@ class System {
     residual_.assign(task_.rhs + index * m_, m_, 0.0);
     precondition();
     first_ = size_;
-    start(task_.along[index] > 0 ? dot(null_, residual_, length_) / (task_.along[index] * norm) : 0.0);
+    start(task_.along[index] > 0 ? dot(null_, residual_, length_) / norm / task_.along[index] : 0.0);
     for (int64_t j = 0; j < length_; ++j) p_[j] = z_[j];
     running_ = size_ > task_.tol * task_.tol * first_;
     steps_ = 0;

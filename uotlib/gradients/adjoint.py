@@ -198,7 +198,7 @@ def _iterate(system: Scaled, rhs: Tensor, tol: float, max_iter: int, threads: in
     residual = without_null(rhs)
     first = (inverse * residual.square()).sum(1)
     # From the multiple of the root that takes the slowest part of the error away: its product is known.
-    start = torch.where(along > 0, (null * residual).sum(1) / (torch.where(along > 0, along, 1.0) * norm), 0.0)
+    start = torch.where(along > 0, (null * residual).sum(1) / norm / torch.where(along > 0, along, 1.0), 0.0)
     x, residual = start[:, None] * null, without_null(residual - (start * along)[:, None] * weight)
     z = inverse * residual
     p, size = z, (residual * z).sum(1)

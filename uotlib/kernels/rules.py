@@ -25,7 +25,7 @@ def constant(value: tl.constexpr):
 @triton.jit
 def tolerance_of(tol, roundoff):
     """tol, or where none was given the default of `uotlib.unbalanced_sinkhorn`."""
-    default = tl.minimum(tl.maximum(4.0 * roundoff, constant(1e-5)), constant(1e-2))
+    default = tl.minimum(tl.maximum(0.25 * roundoff, constant(1e-5)), constant(1e-2))
     return tl.where(tol > 0.0, tol, default)
 
 
