@@ -48,6 +48,8 @@ template <class T> using Halves = typename Register<T, int(sizeof(T)) * UOT_VECT
 
 // ---- log-scalings to high and low parts, one chunk ----
 
+constexpr double kMostRest = 30;
+
 template <class T> void split(const Job& job, int64_t index, const double* logs, int64_t length, int64_t padded,
                               void* highs, void* lows) {
   const int64_t chunks = (padded + kChunk - 1) / kChunk, item = index / chunks;
@@ -63,8 +65,9 @@ template <class T> void split(const Job& job, int64_t index, const double* logs,
     if (job.grid) whole = ((whole * per_unit + Simd<double>::kMagic) - Simd<double>::kMagic) * grid;
     const Halves<T> top = __builtin_convertvector(whole, Halves<T>);
     const Reals back = __builtin_convertvector(top, Reals);
-    // A point that takes no part has no rest.
-    const Reals rest = back > double(Simd<T>::kLowest) ? logs_here * units.sigma - back : Reals{};
+    // A point that takes no part has no rest.  On a grid coarser than kMostRest nothing is known of any entry.
+    Reals rest = back > double(Simd<T>::kLowest) ? logs_here * units.sigma - back : Reals{};
+    rest = rest > kMostRest ? splat(kMostRest) : rest < -kMostRest ? splat(-kMostRest) : rest;
     const Halves<T> bottom = __builtin_convertvector(job.weights ? exp2_of<double>(rest) : rest, Halves<T>);
     __builtin_memcpy(high + j, &top, sizeof(top));
     __builtin_memcpy(low + j, &bottom, sizeof(bottom));

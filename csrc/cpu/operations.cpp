@@ -91,7 +91,7 @@ int64_t lay_out(Job& job, Operation operation, bool is_double, int workers, void
   job.height = round_up(job.n, line);
   job.block_width = round_up(block_columns(job.m), line);
   const bool weigh = operation == Operation::kWeigh || operation == Operation::kWeighColumns;
-  job.weights = operation != Operation::kPanel && !weigh;
+  job.weights = operation != Operation::kPanel;
   const int64_t longest = job.width > kernel.block ? job.width : kernel.block;
   job.tile_bytes = size_t((weigh ? kBatchRows * kBatchColumns : kTileRows * longest + 4 * job.block_width) * size);
 
@@ -104,8 +104,8 @@ int64_t lay_out(Job& job, Operation operation, bool is_double, int workers, void
     job.u_high = from.take(job.count * job.height * size);
     job.u_low = from.take(job.count * job.height * size);
   }
+  if (adjoint || weigh) job.grid = static_cast<double*>(from.take(job.count * 8));
   if (adjoint) {
-    job.grid = static_cast<double*>(from.take(job.count * 8));
     job.operand_scaled = from.take(job.count * job.width * size);
     if (job.empty_out) job.extents = from.take(job.count * block_columns(job.m) * 16);
   }
@@ -145,9 +145,11 @@ PhaseList phases_of(const Job& job, Operation operation, bool is_double) {
       return {{{kernel.product, job.count * stripes * ((job.n + kBatchRows - 1) / kBatchRows)}}, 1};
     }
     case Operation::kWeighColumns:
-      return {{columns, rows, {kernel.weigh_columns, job.count * ((job.m + kBatchColumns - 1) / kBatchColumns)}}, 3};
+      return {{{kernel.grid, job.count}, {kernel.split_both, columns.units + rows.units},
+               {kernel.weigh_columns, job.count * ((job.m + kBatchColumns - 1) / kBatchColumns)}}, 3};
     case Operation::kWeigh:
-      return {{columns, rows, {kernel.weigh, slabs}, {kernel.merge_weigh, columns.units}}, job.col_out ? 4 : 3};
+      return {{{kernel.grid, job.count}, {kernel.split_both, columns.units + rows.units}, {kernel.weigh, slabs},
+               {kernel.merge_weigh, columns.units}}, job.col_out ? 4 : 3};
     case Operation::kSchur:
     case Operation::kEliminate: {
       const bool schur = operation == Operation::kSchur;
