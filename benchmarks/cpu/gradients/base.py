@@ -14,8 +14,9 @@ from benchmarks.problems import clustered_features
 
 from ..case import ORDER, Problem, Target
 
-#: A loss and what its gradient is to.  Of the plan: sum (T v)^2 with v = n z; "value" is the objective alone.
-LOSSES = ("plan to C", "plan to x", "value to C")
+#: A loss and what its gradient is to.  "plan": sum (T v)^2 with v = n z; "barycentric": the same of diag(1 / T 1) T z,
+#: values carried over as averages; "value" is the objective alone.
+LOSSES = ("plan to C", "plan to x", "value to C", "barycentric to C")
 
 
 @dataclass(frozen=True)
@@ -38,12 +39,23 @@ class Task:
 
     @property
     def v(self) -> Tensor:
-        """n z: T v has entries of the order of one, and so has what absolute tolerances meet."""
-        return len(self.x) * self.z
+        """n z, or z for averages: the product has entries of the order of one, and so has what tolerances meet."""
+        return self.z if self.of_averages else len(self.x) * self.z
 
     @property
     def of_plan(self) -> bool:
-        return self.loss.startswith("plan")
+        return not self.loss.startswith("value")
+
+    @property
+    def of_averages(self) -> bool:
+        return self.loss.startswith("barycentric")
+
+    def loss_of(self, plan: Any, v: Any) -> Any:
+        """The loss of a plan, where it is one of the plan; arrays of any kind."""
+        carried = plan @ v
+        if self.of_averages:
+            carried = carried / plan.sum(1)[:, None]
+        return (carried * carried).sum()
 
     @property
     def to_features(self) -> bool:

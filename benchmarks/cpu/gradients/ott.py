@@ -50,7 +50,7 @@ def ott_pass(task: Task, iterations: int) -> Pass:
         cost = 1 - unit(leaf) @ unit(z).T if task.to_features else leaf
         output = solve(linear.LinearProblem(geometry.Geometry(cost_matrix=cost, epsilon=one.reg), a=a, b=b,
                                             tau_a=given.tau_a, tau_b=given.tau_b))
-        return ((output.matrix @ v) ** 2).sum() if task.of_plan else output.reg_ot_cost
+        return task.loss_of(output.matrix, v) if task.of_plan else output.reg_ot_cost
 
     leaf, z, v = (jnp.asarray(part.numpy()) for part in (task.x if task.to_features else one.cost, task.z, task.v))
     inputs = leaf, given.a, given.b, z, v

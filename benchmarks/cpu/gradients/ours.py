@@ -30,7 +30,9 @@ def our_pass(task: Task, violation: float, adjoint_tol: float | None = None,
                                            reg_type=problem.reg_type, tol=MARGIN * violation, max_iter=5000,
                                            grad="implicit" if task.of_plan else "envelope", backend="native",
                                            options=options)
-            return solution.apply(v).square().sum() if task.of_plan else solution.value
+            if not task.of_plan:
+                return solution.value
+            return (solution.barycentric if task.of_averages else solution.apply)(v).square().sum()
 
     return torch_pass(task, dtype, loss, CosineCost)
 

@@ -42,7 +42,7 @@ def logsumexp_pass(task: Task, _: int) -> Pass:
             f, g = half_steps(cost, log_a, log_b, f, g, one.reg, step)
         plan = torch.exp((f[:, None] + g - cost) / one.reg + log_a[:, None] + log_b)
         if task.of_plan:
-            return (plan @ v).square().sum()
+            return task.loss_of(plan, v)
         kept = sum((weight * -torch.expm1(-potential / one.reg_m)).sum() for weight, potential in (
             (one.a, f), (one.b, g)))
         return one.reg_m * kept - one.reg * (plan.sum() - mass)
@@ -71,7 +71,7 @@ def pot_pass(task: Task, _: int) -> Pass:
             plan = unbalanced.sinkhorn_unbalanced(a, b, cost, one.reg, one.reg_m, reg_type=one.reg_type,
                                                   numItermax=iterations, stopThr=0.0)
         if task.of_plan:
-            return (plan @ v).square().sum()
+            return task.loss_of(plan, v)
         penalties = kl(plan.sum(1), a) + kl(plan.sum(0), b)
         return (cost * plan).sum() + one.reg_m * penalties + one.reg * kl(plan, a[:, None] * b)
 
@@ -90,7 +90,7 @@ def geomloss_pass(task: Task, _: int) -> Pass:
             warnings.simplefilter("ignore")
             solution = ot.solve(cost, a=one.a, b=one.b, reg=one.reg, unbalanced=one.reg_m,
                                 max_iter=iterations)
-        return (solution.plan @ v).square().sum() if task.of_plan else solution.value
+        return task.loss_of(solution.plan, v) if task.of_plan else solution.value
 
     return torch_pass(task, torch.float32, loss)
 
