@@ -191,6 +191,10 @@ std::unique_ptr<uot::ConjugateGradients> conjugate_gradients(
   return std::make_unique<uot::ConjugateGradients>(task, cost.threads);
 }
 
+void large_pages(Address begin, std::size_t bytes) {
+  uot::prefer_large_pages(reinterpret_cast<void*>(begin), bytes);
+}
+
 void exp2_array(bool is_double, Address in, Address out, std::int64_t count) {
   const uot::FlushDenormals flush;
   uot::kernels(is_double).exp2(reinterpret_cast<const void*>(in), reinterpret_cast<void*>(out), count);
@@ -239,5 +243,6 @@ PYBIND11_MODULE(_C, module) {
   module.def("exp", &exp_array, "e^x of float64, for its test");
   module.def("log", &log_array, "Natural logarithm of float64, for its test");
   module.def("exp2", &exp2_array, "2^x by the kernels' polynomial, for its test");
+  module.def("prefer_large_pages", &large_pages, "asks for pages of 2 MiB under fresh memory, where enough are free");
   module.def("free_large_pages", &uot::free_large_pages, "free blocks of 2 MiB by a /proc/buddyinfo, for its test");
 }

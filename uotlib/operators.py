@@ -29,7 +29,7 @@ def cost_matrix(cost: Cost, prepared: tuple[Tensor, ...], n: int, m: int, dtype:
                 block_bytes: int, kept: torch.dtype) -> Tensor:
     """The whole of a cost that is not dense, (B', n, m), computed in ``dtype`` in blocks of rows, and ``kept`` so."""
     count = len(prepared[0])
-    matrix = torch.empty(count, n, m, dtype=kept, device=prepared[0].device)
+    matrix = backend.fresh(torch.empty(count, n, m, dtype=kept, device=prepared[0].device))
     limit = block_bytes if backend.asynchronous else min(block_bytes, PANEL_BYTES)
     step = max(1, limit // max(1, count * m * 16))
     blocks = [slice(start, start + step) for start in range(0, n, step)]

@@ -5,7 +5,6 @@
 #include <stdexcept>
 #include <string>
 
-#include "pages.h"
 #include "scratch.h"
 
 namespace uot {
@@ -177,9 +176,6 @@ const Vectors& vectors() {
 
 void run_operation(Operation operation, Job job, bool is_double, int threads) {
   if (job.count <= 0 || (job.n <= 0 && job.m <= 0)) return;
-  const bool whole = job.plan_row_stride == job.m && (job.count == 1 || job.plan_batch_stride == job.n * job.m);
-  if (job.plan && !job.plan_added && whole)
-    prefer_large_pages(job.plan, size_t(job.count * job.n * job.m) * (is_double ? 8 : 4));
   threads = useful_threads(job, threads);
   const int64_t bytes = lay_out(job, operation, is_double, threads, nullptr);
   const Scratch memory = scratch(size_t(bytes));

@@ -155,6 +155,10 @@ class Backend(ABC):
         with full_precision_matmul(cost.device):
             product += torch.bmm(weight.mT, factor)
 
+    def fresh(self, memory: Tensor) -> Tensor:
+        """Memory for a whole cost, or its gradient, that nothing has been written to; as it is best written, or as is."""
+        return memory
+
     def product(self, left: Tensor, right: Tensor, out: Tensor) -> None:
         """A block of a cost from features: left (B, n, d) times right (B, d, m), to ``out``, all of one type."""
         with full_precision_matmul(out.device):

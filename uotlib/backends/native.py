@@ -154,6 +154,10 @@ class NativeBackend(Backend):
             _weigh(cost, log_u, log_v, reg, left, right, items, scale, None, None, None, False, factor, product, n, m,
                    True)
 
+    def fresh(self, memory: Tensor) -> Tensor:
+        _kernels().prefer_large_pages(memory.data_ptr(), memory.untyped_storage().nbytes())
+        return memory
+
     def product(self, left: Tensor, right: Tensor, out: Tensor) -> None:
         count, n, m = _sizes(out, None)
         rank = left.shape[-1]

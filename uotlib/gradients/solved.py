@@ -208,7 +208,7 @@ def low_rank_sums(solved: Solved, log_x: Tensor, log_y: Tensor, weigh: LowRank, 
     backend, scale = kernel.backend, weigh.scale / -reg
     in_place, add = kernel.cost.dense and kernel.cost_items is None, into is not None
     if into is None and in_place:
-        into = [torch.empty_like(kernel.prepared[0])] if any(to_cost) else None
+        into = [backend.fresh(torch.empty_like(kernel.prepared[0]))] if any(to_cost) else None
     elif into is None:
         into = _sums(kernel.prepared, to_cost)
     # Features of the solver's type that belong to one problem each: their gradients are products of W.
