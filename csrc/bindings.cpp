@@ -170,8 +170,8 @@ void eliminate(const Cost& cost, Address log_x, Address log_y, Address row_root,
 
 std::unique_ptr<uot::ConjugateGradients> conjugate_gradients(
     const Cost& cost, Address log_x, Address log_y, Address row_diagonal, Address empty, Address col_diagonal,
-    Address preconditioner, Address root, Address rhs, Address along, Address image, double tol, std::int64_t max_iter,
-    Address answer, Address residual, Address through) {
+    Address preconditioner, Address root, Address rhs, Address along, Address image, Address start, double tol,
+    std::int64_t max_iter, Address answer, Address residual, Address through) {
   uot::AdjointTask task{};
   task.cost = adjoint_job(cost, log_x, log_y);
   task.cost.row_diagonal = vector(row_diagonal);
@@ -183,6 +183,7 @@ std::unique_ptr<uot::ConjugateGradients> conjugate_gradients(
   task.rhs = vector(rhs);
   task.along = vector(along);
   task.image = vector(image);
+  task.start = vector(start);
   task.tol = tol;
   task.max_iter = max_iter;
   task.answer = result(answer);

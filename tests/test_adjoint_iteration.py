@@ -37,8 +37,8 @@ def captured(monkeypatch, solution: uotlib.Solution, loss: Tensor) -> tuple[Scal
     seen: list[tuple[Scaled, Tensor, Tensor, Tensor]] = []
     solve = adjoint._conjugate_gradients
 
-    def watch(system: Scaled, rhs: Tensor, tol: float, max_iter: int) -> tuple[Tensor, Tensor, Tensor]:
-        answer, residual, through = solve(system, rhs, tol, max_iter)
+    def watch(system: Scaled, rhs: Tensor, start: Tensor, tol: float, max_iter: int) -> tuple[Tensor, Tensor, Tensor]:
+        answer, residual, through = solve(system, rhs, start, tol, max_iter)
         seen.append((system, rhs, answer, residual))
         return answer, residual, through
 
@@ -77,6 +77,11 @@ SYSTEMS = [{}, {"batch": (5,)}, {"batch": (2,), "forbid": True}, {"reg": 1e-2, "
            {"reg_m": (INF, 0.7)}, {"reg_m": (0.3, INF), "reg_type": "entropy"}]
 
 
+def nothing(rhs: Tensor) -> Tensor:
+    """To start from, for each item."""
+    return torch.zeros_like(rhs[:, 0])
+
+
 @pytest.mark.parametrize("settings", SYSTEMS)
 def test_iteration_solves_the_system(settings, monkeypatch):
     """Against dense linear algebra in float64; the residual is the one that it says."""
@@ -95,7 +100,7 @@ def test_iteration_is_that_of_the_loop_in_torch(settings, dtype, monkeypatch):
     """Same algorithm, same stop: the two are apart by the rounding of the products at most."""
     tol = 1e-10 if dtype == torch.float64 else 1e-4
     system, rhs, answer, residual = system_of(monkeypatch, dtype=dtype, tol=tol, **settings)
-    expected, left = adjoint._iterate(system, rhs, tol, 1000, 1)
+    expected, left = adjoint._iterate(system, rhs, nothing(rhs), tol, 1000, 1)
     assert (left <= tol).all()
     assert (residual <= tol).all()
     atol = (1e-7 if dtype == torch.float64 else 1e-2) * float(expected.abs().max())
@@ -112,14 +117,44 @@ def test_what_both_marginals_leave_open_is_chosen(monkeypatch):
     assert float((schur @ answer[0] - projected).abs().max()) < 1e-5 * float(rhs.abs().max())
 
 
+@pytest.mark.parametrize("native", [True, False])
+def test_start_takes_a_known_part_of_the_error_away(native, monkeypatch):
+    """A right-hand side along what the root gives is solved before the first step, with the product kept."""
+    system, rhs, *_ = system_of(monkeypatch)
+    along = (dense_schur(system) @ system.root_c[:, :, None])[:, :, 0].detach()
+    torch.testing.assert_close(along, system.along[:, None] * system.col_diagonal * system.root_c, rtol=1e-6, atol=0)
+    if not native:
+        monkeypatch.setattr(NativeBackend, "conjugate_gradients", Backend.conjugate_gradients)
+    answer, residual, through = adjoint._conjugate_gradients(system, 2.5 * along, nothing(rhs) + 2.5, 1e-5, 0)
+    torch.testing.assert_close(answer, 2.5 * system.root_c, rtol=1e-12, atol=0)
+    torch.testing.assert_close(through, 2.5 * system.image, rtol=1e-6, atol=0)
+    assert float(residual.max()) <= 1e-5
+
+
+@pytest.mark.parametrize(("reg", "reg_m"), [(1e-2, 1e5), (1e-1, 1e6), (1e-3, 1e6)])
+def test_start_does_not_magnify_rounding(reg, reg_m):
+    """A loss of averages has no part along the root: what rounding leaves of it would be divided by eps / tau."""
+    rng = torch.Generator().manual_seed(0)
+    cost, w = (torch.rand(60, 60, generator=rng) for _ in range(2))
+    gradients = []
+    for dtype, tol in ((torch.float32, 1e-5), (torch.float64, 1e-11)):
+        a = torch.full((60,), 1 / 60, dtype=dtype, requires_grad=True)
+        solution = uotlib.unbalanced_sinkhorn(cost.to(dtype), a, reg=reg, reg_m=reg_m, tol=tol, backend="native")
+        averages = solution.plan / solution.plan.sum(1, keepdim=True)
+        gradients.append(torch.autograd.grad((averages * w).sum(), a)[0].double())
+    single, double = gradients
+    assert float((single - double).abs().max()) < 3e-3 * float(double.abs().max())
+
+
 def test_steps_are_counted(monkeypatch):
     system, rhs, answer, _ = system_of(monkeypatch)
+    start = 0.3 * float(answer.abs().max()) + nothing(rhs)
     for steps in (0, 1, 3):
-        ours, left, _ = NATIVE.conjugate_gradients(system, system.solved.kernel.matrix, rhs, 1e-12, steps)
+        ours, left, _ = NATIVE.conjugate_gradients(system, system.solved.kernel.matrix, rhs, start, 1e-12, steps)
         assert (left > 1e-12).all()
         with monkeypatch.context() as patch:
             patch.setattr(NativeBackend, "conjugate_gradients", Backend.conjugate_gradients)
-            theirs, their_left, _ = adjoint._conjugate_gradients(system, rhs, 1e-12, steps)
+            theirs, their_left, _ = adjoint._conjugate_gradients(system, rhs, start, 1e-12, steps)
         torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-10 * float(answer.abs().max()))
         torch.testing.assert_close(left, their_left, rtol=1e-6, atol=0)
 
@@ -128,7 +163,7 @@ def test_steps_are_counted(monkeypatch):
 def test_product_with_the_answer_is_kept(settings, monkeypatch):
     """The sum of the steps' products is the product of their sum."""
     system, rhs, *_ = system_of(monkeypatch, **settings)
-    answer, _, through = NATIVE.conjugate_gradients(system, system.solved.kernel.matrix, rhs, 1e-10, 1000)
+    answer, _, through = NATIVE.conjugate_gradients(system, system.solved.kernel.matrix, rhs, nothing(rhs), 1e-10, 1000)
     torch.testing.assert_close(through, adjoint.system_product(system, answer, side=0), rtol=1e-9,
                                atol=1e-11 * float(through.abs().max()))
 
@@ -136,7 +171,7 @@ def test_product_with_the_answer_is_kept(settings, monkeypatch):
 def test_nothing_asked_is_answered_by_nothing(monkeypatch):
     system, rhs, *_ = system_of(monkeypatch, batch=(2,))
     rhs = torch.stack([rhs[0], torch.zeros_like(rhs[1])])
-    answer, residual, _ = NATIVE.conjugate_gradients(system, system.solved.kernel.matrix, rhs, 1e-8, 1000)
+    answer, residual, _ = NATIVE.conjugate_gradients(system, system.solved.kernel.matrix, rhs, nothing(rhs), 1e-8, 1000)
     assert float(answer[0].abs().max()) > 0
     assert not answer[1].any()
     assert residual[1] == 0
@@ -148,7 +183,7 @@ def test_iteration_does_not_depend_on_threads(settings, threads, monkeypatch):
     answers = []
     for count in (1, 2, 3):
         threads(count)
-        answers.append(NATIVE.conjugate_gradients(system, system.solved.kernel.matrix, rhs, 1e-5, 100))
+        answers.append(NATIVE.conjugate_gradients(system, system.solved.kernel.matrix, rhs, nothing(rhs), 1e-5, 100))
     for other in answers[1:]:
         assert all(torch.equal(a, b) for a, b in zip(answers[0], other, strict=True))
 
@@ -160,7 +195,7 @@ def test_skipped_blocks_change_nothing_that_rounding_does_not(dtype, monkeypatch
     assert 0.3 < float(system.empty.double().mean()) < 1
     assert (residual <= tol).all()
     system.empty = None
-    whole, _, _ = NATIVE.conjugate_gradients(system, system.solved.kernel.matrix, rhs, tol, 1000)
+    whole, _, _ = NATIVE.conjugate_gradients(system, system.solved.kernel.matrix, rhs, nothing(rhs), tol, 1000)
     # The smallest eigenvalue is about eps / tau.
     atol = 1e3 * max(tol, UNIT[dtype]) * float(whole.abs().max())
     torch.testing.assert_close(answer, whole, rtol=0, atol=atol)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import warnings
+
 import pytest
 import torch
 from instruction_sets import passes_at_lower_levels
@@ -9,6 +12,7 @@ from interpreted import OWN_PASSES
 from problems import generator
 from torch import Tensor
 
+import uotlib
 from uotlib.backends import BACKENDS
 
 NATIVE = BACKENDS["native"]
@@ -173,3 +177,20 @@ def test_bad_calls_are_refused():
 
 def test_lower_instruction_sets():
     passes_at_lower_levels(__file__, "(sums_and_entries or products) and native")
+
+
+@pytest.mark.parametrize(("reg", "far"), [(1e-3, 1e5), (1e-3, 1e9), (1e-4, 1e4), (1e-4, 1e6)])
+@pytest.mark.parametrize("reg_m", [1.0, math.inf])
+def test_one_far_row_does_not_spoil_the_others(reg, far, reg_m):
+    """The value's gradient is the plan, where |C| / eps is beyond what one grid of log-scalings can hold."""
+    generator = torch.Generator().manual_seed(0)
+    x, z = (torch.rand(40, 2, generator=generator) for _ in range(2))
+    cost = torch.cdist(x, z).square()
+    cost[0] += far
+    cost.requires_grad_()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", uotlib.ConvergenceWarning)
+        solution = uotlib.unbalanced_sinkhorn(cost, reg=reg, reg_m=reg_m, backend="native")
+    (gradient,) = torch.autograd.grad(solution.value, cost)
+    plan = solution.plan.detach()
+    assert float((gradient - plan)[1:].abs().max()) < 1e-4 * float(plan[1:].max())

@@ -68,7 +68,7 @@ class System {
     residual_.assign(task_.rhs + index * m_, m_, 0.0);
     precondition();
     first_ = size_;
-    start(task_.along[index] > 0 ? dot(null_, residual_, length_) / norm / task_.along[index] : 0.0);
+    start(task_.start[index]);
     for (int64_t j = 0; j < length_; ++j) p_[j] = z_[j];
     running_ = size_ > task_.tol * task_.tol * first_;
     steps_ = 0;
@@ -100,7 +100,7 @@ class System {
   }
 
  private:
-  // From the root times `length`, which takes the slowest part of the error away: the system's product with it is known.
+  // From the root times `length`: the system's product with it is known.
   void start(double length) {
     const double rate = length * task_.along[index_];
     for (int64_t j = 0; j < m_; ++j) {

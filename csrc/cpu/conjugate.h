@@ -15,6 +15,7 @@ struct AdjointTask {
   bool is_double;
   const double *col_diagonal, *preconditioner, *root, *rhs;
   const double* along;  // the system turns `root` into this times col_diagonal root; 0: both marginals are exact
+  const double* start;  // multiple of `root` to start from
   const double* image;  // (count, n): N root
   double tol;         // on the residual over rhs, both in the preconditioner's norm
   int64_t max_iter;

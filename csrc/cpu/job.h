@@ -75,6 +75,7 @@ struct Job {
   int64_t width, height;  // m and n, padded to whole vectors
   int64_t block_width;    // block_columns(m), padded to whole vectors
   bool weights;           // low parts of the log-scalings stored as weights exp(low)
+  bool coarse_exponents;  // of an item whose grid is coarse they stay exponents (kernels.cpp)
 
   // Scratch: log-scalings in the cost's type, high and low parts (count x width, count x height) ...
   void *v_high, *v_low, *u_high, *u_low;

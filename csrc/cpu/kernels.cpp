@@ -48,7 +48,11 @@ template <class T> using Halves = typename Register<T, int(sizeof(T)) * UOT_VECT
 
 // ---- log-scalings to high and low parts, one chunk ----
 
-constexpr double kMostRest = 30;
+// Where one far point makes a problem's grid coarser than this, parts below it are exponents, as without a grid: they
+// would leave the range of factors.
+constexpr double kCoarsest = 1;
+
+bool on_grid(const Job& job, int64_t item) { return job.grid && job.grid[item] <= kCoarsest; }
 
 template <class T> void split(const Job& job, int64_t index, const double* logs, int64_t length, int64_t padded,
                               void* highs, void* lows) {
@@ -58,17 +62,18 @@ template <class T> void split(const Job& job, int64_t index, const double* logs,
   const double* log = logs + item * length;
   T* high = static_cast<T*>(highs) + item * padded;
   T* low = static_cast<T*>(lows) + item * padded;
-  const double grid = job.grid ? job.grid[item] : 0, per_unit = job.grid ? 1 / grid : 0;
+  const bool gridded = job.grid && (!job.coarse_exponents || on_grid(job, item));
+  const bool factors = job.weights && (!job.coarse_exponents || gridded);
+  const double grid = gridded ? job.grid[item] : 0, per_unit = gridded ? 1 / grid : 0;
   for (int64_t j = range.begin; j < range.end; j += kLanes<double>) {
     const Reals logs_here = j + kLanes<double> <= length ? load(log + j) : load_some(log + j, length - j, -kInfinity);
     Reals whole = logs_here * units.sigma;
-    if (job.grid) whole = ((whole * per_unit + Simd<double>::kMagic) - Simd<double>::kMagic) * grid;
+    if (gridded) whole = ((whole * per_unit + Simd<double>::kMagic) - Simd<double>::kMagic) * grid;
     const Halves<T> top = __builtin_convertvector(whole, Halves<T>);
     const Reals back = __builtin_convertvector(top, Reals);
-    // A point that takes no part has no rest.  On a grid coarser than kMostRest nothing is known of any entry.
-    Reals rest = back > double(Simd<T>::kLowest) ? logs_here * units.sigma - back : Reals{};
-    rest = rest > kMostRest ? splat(kMostRest) : rest < -kMostRest ? splat(-kMostRest) : rest;
-    const Halves<T> bottom = __builtin_convertvector(job.weights ? exp2_of<double>(rest) : rest, Halves<T>);
+    // A point that takes no part has no rest.
+    const Reals rest = back > double(Simd<T>::kLowest) ? logs_here * units.sigma - back : Reals{};
+    const Halves<T> bottom = __builtin_convertvector(factors ? exp2_of<double>(rest) : rest, Halves<T>);
     __builtin_memcpy(high + j, &top, sizeof(top));
     __builtin_memcpy(low + j, &bottom, sizeof(bottom));
   }

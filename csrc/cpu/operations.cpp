@@ -91,6 +91,7 @@ int64_t lay_out(Job& job, Operation operation, bool is_double, int workers, void
   job.block_width = round_up(block_columns(job.m), line);
   const bool weigh = operation == Operation::kWeigh || operation == Operation::kWeighColumns;
   job.weights = operation != Operation::kPanel;
+  job.coarse_exponents = weigh;
   const int64_t longest = job.width > kernel.block ? job.width : kernel.block;
   job.tile_bytes = size_t((weigh ? kBatchRows * kBatchColumns : kTileRows * longest + 4 * job.block_width) * size);
 

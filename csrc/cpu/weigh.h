@@ -1,6 +1,7 @@
 // Blocks of W_ij = s M_ij sum_k left_ik right_jk, M the plan of the job's log-scalings; without factors, W = M.  Gradients
 // of losses through the plan are made of W's sums along rows and columns (of W / s), of its entries, and of its products
-// with another matrix.  One read of the cost and one exponential per entry; log-scalings as in adjoint.h.
+// with another matrix.  One read of the cost and one exponential per entry; log-scalings as in adjoint.h
+// but where one far point makes their grid coarse: then as in panel.h.
 // Included by kernels.cpp alone, inside its anonymous namespace.
 
 // Entries of W, a register of columns of some rows at a time, which share what they load of the right factor.
@@ -9,12 +10,12 @@ template <class T> class Weighed {
   Weighed(const Job& job, int64_t item)
       : job_(job), item_(item), slope_(splat(T(-Units<T>(job.reg[item]).inverse))), cost_(matrix<T>(job, item)),
         u_high_(static_cast<const T*>(job.u_high) + item * job.height),
-        u_weight_(static_cast<const T*>(job.u_low) + item * job.height),
+        u_low_(static_cast<const T*>(job.u_low) + item * job.height),
         v_high_(static_cast<const T*>(job.v_high) + item * job.width),
-        v_weight_(static_cast<const T*>(job.v_low) + item * job.width),
+        v_low_(static_cast<const T*>(job.v_low) + item * job.width),
         left_(job.left ? static_cast<const T*>(job.left) + item * job.n * job.rank : nullptr),
         right_(job.right ? static_cast<const T*>(job.right) + item * job.m * job.rank : nullptr),
-        scale_(splat(T(job.plan_scale ? job.plan_scale[item] : 1.0))) {}
+        on_grid_(on_grid(job, item)), scale_(splat(T(job.plan_scale ? job.plan_scale[item] : 1.0))) {}
 
   // The product of the factors for rows and columns `begin` to `end`, where it is a matrix product: to a tile.
   void weights(int64_t first, int64_t rows, int64_t begin, int64_t end, T* tile) const {
@@ -43,7 +44,8 @@ template <class T> class Weighed {
     const int64_t left = end - j;
     const auto fetch = [=](const T* from) { return Last ? load_some(from, left) : load(from); };
     constexpr int64_t K = Rows < kInterleaved ? Rows : kInterleaved;
-    const Vec<T> v_high = load(v_high_ + j), v_weight = load(v_weight_ + j);  // padded: nothing behind the last column
+    const Vec<T> v_high = load(v_high_ + j), v_low = load(v_low_ + j);  // padded: nothing behind the last column
+    const Vec<T> v_weight = on_grid_ ? v_low : splat(T(1));
     Vec<T> weight[Rows];
     if (weights) {
       for (int64_t r = 0; r < Rows; ++r) weight[r] = fetch(weights + r * kBatchColumns + j) * v_weight;
@@ -58,10 +60,12 @@ template <class T> class Weighed {
       Vec<T> entry[K];
       for (int64_t k = 0; k < K; ++k) {
         const int64_t i = first + r + k;
-        entry[k] = fetch(cost_ + i * job_.row_stride + j) * slope_ + (splat(u_high_[i]) + v_high);
+        const Vec<T> cost = fetch(cost_ + i * job_.row_stride + j), u_high = splat(u_high_[i]);
+        entry[k] = on_grid_ ? cost * slope_ + (u_high + v_high)
+                            : plan_exponent<T>(cost, slope_, u_high, splat(u_low_[i]), v_high, v_low);
       }
       exp2_any<T, int(K)>(entry);
-      for (int64_t k = 0; k < K; ++k) weight[r + k] *= entry[k] * splat(u_weight_[first + r + k]);
+      for (int64_t k = 0; k < K; ++k) weight[r + k] *= on_grid_ ? entry[k] * splat(u_low_[first + r + k]) : entry[k];
     }
     const bool add = job_.plan_added;
     Vec<T> column = {};
@@ -81,7 +85,8 @@ template <class T> class Weighed {
   const Job& job_;
   const int64_t item_;
   const Vec<T> slope_;
-  const T *cost_, *u_high_, *u_weight_, *v_high_, *v_weight_, *left_, *right_;
+  const T *cost_, *u_high_, *u_low_, *v_high_, *v_low_, *left_, *right_;
+  const bool on_grid_;  // u_low and v_low are factors, else exponents
   const Vec<T> scale_;
 };
 

@@ -239,9 +239,12 @@ class Backend(ABC):
         """A table for `eliminate` to mark blocks of N that `conjugate_gradients` may skip, where it does; else None."""
         return None
 
-    def conjugate_gradients(self, system: Scaled, cost: Tensor, rhs: Tensor, tol: float,
+    def conjugate_gradients(self, system: Scaled, cost: Tensor, rhs: Tensor, start: Tensor, tol: float,
                             max_iter: int) -> tuple[Tensor, Tensor, Tensor] | None:
         """All of `uotlib.gradients.adjoint`'s iteration for a cost in memory, where the backend has it; else None.
+
+        Args:
+            start: Multiple of ``system.root_c`` that it starts from, (B,).
 
         Returns:
             The solution (B, m), its relative residual (B,), and N times the solution, (B, n).

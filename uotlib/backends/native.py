@@ -206,7 +206,7 @@ class NativeBackend(Backend):
         return torch.zeros(count, _kernels().block_rows(n), _kernels().block_columns(m), dtype=torch.uint8,
                            device="cpu")
 
-    def conjugate_gradients(self, system: Scaled, cost: Tensor, rhs: Tensor, tol: float,
+    def conjugate_gradients(self, system: Scaled, cost: Tensor, rhs: Tensor, start: Tensor, tol: float,
                             max_iter: int) -> tuple[Tensor, Tensor, Tensor]:
         problem, items = system.solved.problem, system.solved.kernel.cost_items
         count, n, m = _sizes(cost, items)
@@ -217,14 +217,15 @@ class NativeBackend(Backend):
             ("root_c", system.root_c), ("rhs", rhs))]
         log_x, row_diagonal, image, log_y, col_diagonal, preconditioner, root, rhs = vectors
         reg, along = _vector("reg", problem.reg, count), _vector("along", system.along, count)
+        start = _vector("start", start, count)
         if system.empty is not None:
             _check_empty(system.empty, count, n, m)
         answer, residual, through = _empty(count, m), _empty(count), _empty(count, n)
         run = _kernels().ConjugateGradients(
             _cost(cost, reg, items), log_x.data_ptr(), log_y.data_ptr(), row_diagonal.data_ptr(),
             _address(system.empty), col_diagonal.data_ptr(), preconditioner.data_ptr(), root.data_ptr(),
-            rhs.data_ptr(), along.data_ptr(), image.data_ptr(), tol, max_iter, answer.data_ptr(),
-            residual.data_ptr(), through.data_ptr())
+            rhs.data_ptr(), along.data_ptr(), image.data_ptr(), start.data_ptr(), tol, max_iter,
+            answer.data_ptr(), residual.data_ptr(), through.data_ptr())
         while not run.advance(native_solve.TURN):
             pass  # Python may interrupt here
         return answer, residual, through

@@ -32,11 +32,14 @@ from torch import Tensor
 
 from ..backends.base import near_one
 from ..exceptions import ConvergenceWarning
+from ..precision import ROUNDOFF
 from ..process import on_threads
 from .solved import LowRank, Solved, low_rank_sums, matmul
 
 #: Least diagonal of the preconditioner, relative to that of the system before the rows are eliminated.
 LEAST_DIAGONAL = 1e-6
+#: Roundings of its terms that a component is to exceed for the start to follow it.
+START_ROUNDINGS = 256.0
 #: Iterations between looks at the residual where each one waits for the device.
 CHECK_EVERY = 10
 
@@ -88,6 +91,19 @@ class Scaled:
     def image(self) -> Tensor:
         """N ``root_c``, (B, n), by what the diagonal was made of."""
         return self.row_diagonal * self.root_r / self.ratios[0][:, None]
+
+    def start(self, row_side: Tensor, col_side: Tensor) -> Tensor:
+        """Multiple of ``root_c``, (B,), that takes the slowest part of the error away, from the sides of the system.
+
+        What is divided by ``along``, which may be tiny, must be more than rounding: 0 where it is not.
+        """
+        terms_r, terms_c = self.root_r * row_side / self.ratios[0][:, None], self.root_c * col_side
+        component = terms_c.sum(1) - terms_r.sum(1)
+        known = component.abs() > START_ROUNDINGS * ROUNDOFF[self.solved.kernel.dtype] * (
+            terms_c.abs().sum(1) + terms_r.abs().sum(1))
+        norm = (self.root_c.square() * self.col_diagonal).sum(1).clamp_min(torch.finfo(component.dtype).tiny)
+        along = self.along
+        return torch.where(known & (along > 0), component / norm / torch.where(along > 0, along, 1.0), 0.0)
 
     def eliminate_rows(self, row_side: Tensor, col_side: Tensor) -> Tensor:
         """Find the diagonals, and the right-hand side of the Schur complement, (B, m), in one pass over the cost."""
@@ -144,11 +160,12 @@ def solve_adjoint(system: Scaled, grad_f: Tensor, grad_g: Tensor) -> Multipliers
     # The products are in the type of the cost, which may not hold numbers as small or large as these.
     scale = torch.maximum(row_side.abs().amax(1), col_side.abs().amax(1))[:, None]
     scale = torch.where(scale > 0, scale, 1.0)
-    rhs = system.eliminate_rows(row_side / scale, col_side / scale)
-    u, residual, nu = _conjugate_gradients(system, rhs, options.adjoint_tol, options.adjoint_max_iter)
+    row_side, col_side = row_side / scale, col_side / scale
+    rhs = system.eliminate_rows(row_side, col_side)
+    start = system.start(row_side, col_side)
+    u, residual, nu = _conjugate_gradients(system, rhs, start, options.adjoint_tol, options.adjoint_max_iter)
     _warn(residual, options.adjoint_tol, options.adjoint_max_iter)
-    nu *= scale
-    return Multipliers((row_side - nu) / system.row_diagonal, u * scale, nu)
+    return Multipliers((row_side - nu) / system.row_diagonal * scale, u * scale, nu * scale)
 
 
 def system_product(system: Scaled, vector: Tensor, side: int) -> Tensor:
@@ -167,20 +184,22 @@ def system_product(system: Scaled, vector: Tensor, side: int) -> Tensor:
     return total
 
 
-def _conjugate_gradients(system: Scaled, rhs: Tensor, tol: float, max_iter: int) -> tuple[Tensor, Tensor, Tensor]:
+def _conjugate_gradients(system: Scaled, rhs: Tensor, start: Tensor, tol: float,
+                         max_iter: int) -> tuple[Tensor, Tensor, Tensor]:
     """Solution u (B, m), residual relative to rhs in the preconditioner's norm, (B,), and N u; finished items stop."""
     kernel = system.solved.kernel
     if kernel.matrix is not None:
-        found = kernel.backend.conjugate_gradients(system, kernel.matrix, rhs, tol, max_iter)
+        found = kernel.backend.conjugate_gradients(system, kernel.matrix, rhs, start, tol, max_iter)
         if found is not None:
             return found
     threads = torch.get_num_threads()
     with on_threads(1 if rhs.device.type == "cpu" else threads):
-        u, residual = _iterate(system, rhs, tol, max_iter, threads)
+        u, residual = _iterate(system, rhs, start, tol, max_iter, threads)
     return u, residual, system_product(system, u, side=0)
 
 
-def _iterate(system: Scaled, rhs: Tensor, tol: float, max_iter: int, threads: int) -> tuple[Tensor, Tensor]:
+def _iterate(system: Scaled, rhs: Tensor, start: Tensor, tol: float, max_iter: int,
+             threads: int) -> tuple[Tensor, Tensor]:
     """The first two of these, product by product, those on so many ``threads``."""
     asynchronous = system.solved.kernel.backend.asynchronous
     items: Tensor | None = None
@@ -197,8 +216,6 @@ def _iterate(system: Scaled, rhs: Tensor, tol: float, max_iter: int, threads: in
     answer, left = torch.zeros_like(rhs), torch.zeros_like(system.solved.problem.reg)
     residual = without_null(rhs)
     first = (inverse * residual.square()).sum(1)
-    # From the multiple of the root that takes the slowest part of the error away: its product is known.
-    start = torch.where(along > 0, (null * residual).sum(1) / norm / torch.where(along > 0, along, 1.0), 0.0)
     x, residual = start[:, None] * null, without_null(residual - (start * along)[:, None] * weight)
     z = inverse * residual
     p, size = z, (residual * z).sum(1)
