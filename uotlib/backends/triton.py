@@ -54,6 +54,7 @@ class TritonBackend(Backend):
     name = "triton"
     asynchronous = True
     adjoint_temporaries = weigh_temporaries = 0
+    weighs_cost = True
     storages: ClassVar[tuple[str, ...]] = ("float16", "bfloat16")
 
     def __init__(self, table: TileTable | None = None) -> None:
@@ -187,6 +188,22 @@ class TritonBackend(Backend):
         if log_u.numel() * product.numel() and (left is None or left.shape[2]):
             triton_adjoint.weigh(self, cost, log_u, log_v, reg, left, right, items, scale, factor=factor,
                                  product=product, transposed=True)
+
+    def weigh_cost(self, cost: Tensor, log_u: Tensor, log_v: Tensor, reg: Tensor, left: Tensor | None,
+                   right: Tensor | None, row_sum: Tensor | None, col_sum: Tensor | None, cost_sum: Tensor | None,
+                   items: Tensor | None = None, *, direct: Tensor | None = None, scale: Tensor | None = None,
+                   out: Tensor | None = None, add: bool = False, factor: Tensor | None = None,
+                   product: Tensor | None = None, transposed: bool = False) -> None:
+        given = self, cost, log_u, log_v, reg, left, right, items, scale
+        if log_u.numel() * log_v.numel() == 0 or (left is not None and left.shape[2] == 0):
+            self.weigh(cost, log_u, log_v, reg, left, right, row_sum, col_sum, items, out=out, add=add)
+            return
+        # Sums and products are two passes: with costs, one that has both spills.
+        if out is not None or any(total is not None for total in (row_sum, col_sum, cost_sum)):
+            triton_adjoint.weigh(*given, row_sum=row_sum, col_sum=col_sum, cost_sum=cost_sum, out=out, add=add,
+                                 direct=direct)
+        if factor is not None:
+            triton_adjoint.weigh(*given, factor=factor, product=product, transposed=transposed, direct=direct)
 
     def _sweep_wide(self, cost: Tensor, log_v: Tensor, offset: Tensor, damping: Tensor, reg: Tensor, shift: Tensor,
                     col_mass: Tensor, items: Tensor | None) -> Tensor:
