@@ -23,7 +23,7 @@ from uotlib.precision import NAMES
 
 #: Pointers by what they point to; "*" is the type of the arithmetic.
 POINTERS = {
-    "*i64": ("items", "skip", "problems"), "*u8": ("mask", "weak", "row_reach", "col_reach"),
+    "*i64": ("items", "skip", "problems"), "*u8": ("mask", "weak", "row_reach", "col_reach", "sparse"),
     "*fp64": ("log_u", "log_v", "offset", "damping", "reg", "shift", "row_lse", "col_lse", "col_mass", "log_x", "log_y",
               "diagonal", "vector", "through", "root_r", "root_c", "row_side", "row_ratio", "weights", "log_own",
               "log_other", "scale", "direct", "last_log_v", "last_col_lse", "last_row_lse", "last_reg", "bounds",
@@ -35,7 +35,8 @@ POINTERS = {
 POINTER_TYPES = {name: kind for kind, names in POINTERS.items() for name in names}
 #: Arguments that may be None.
 OPTIONAL = ("items", "mask", "left", "right", "scale", "direct", "factor", "product", "own_sum", "other_sum", "out",
-            "skip", "start", "alpha", "beta", "cost_sum", "problems", "spread")
+            "skip", "start", "alpha", "beta", "cost_sum", "problems", "spread",
+            "sparse")
 #: The same of single kernels.
 ALSO_OPTIONAL = {"merge_columns_kernel": ("log_v",), "log_u_kernel": ("anchors", "totals"),
                  "measure_kernel": ("anchors", "totals"), "decide_kernel": ("gram",)}
@@ -116,6 +117,8 @@ def _skip_configurations(tile: Tile, storage: str) -> Iterator[Configuration]:
     yield Configuration("block_min_kernel", tile, storage, True, (), (segment,))
     yield Configuration("bound_columns_kernel", narrow, storage, True, (), (segment, segments))
     yield Configuration("skip_kernel", narrow, storage, True, ("items", "skip"), (segments,))
+    yield Configuration("block_min_kernel", tile, storage, True, ("sparse",), (segment,))
+    yield Configuration("skip_kernel", narrow, storage, True, ("skip", "sparse"), (segments,))
 
 
 def _weigh_configurations(table: TileTable, storage: str) -> Iterator[Configuration]:

@@ -106,13 +106,13 @@ class TritonBackend(Backend):
         self._merge(partial, log_v, col_mass)
         return lse
 
-    def sweep_table(self, cost: Tensor) -> Tensor | None:
+    def sweep_table(self, cost: Tensor, sparse: Tensor | None = None) -> Tensor | None:
         """What sweeps need, beside the last one, to leave out parts of this cost (kernels/skip.py); reads it once.
 
-        None where `may_skip` says no.
+        None where `may_skip` says no.  ``sparse``, bytes: which problems may use it, where only the device knows.
         """
         tile = self.table.sweep_tile(cost.shape[2], cost.dtype == torch.float64)
-        return triton_skip.table(self, cost, tile) if tile is not None and self.may_skip(cost) else None
+        return triton_skip.table(self, cost, tile, sparse) if tile is not None and self.may_skip(cost) else None
 
     def may_skip(self, cost: Tensor) -> bool:
         """Not where all of it stays in the cache, rows do not fit on chip, or loads are not of 16 bytes."""
