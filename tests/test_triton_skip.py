@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 
 import pytest
 import torch
+from synchronising import Synchronisations
 from test_triton import DEVICE, ON_GPU, REFERENCE
 from torch import Tensor
 
 import uotlib
-from uotlib.backends import BACKENDS, triton, triton_skip
+from uotlib.backends import BACKENDS, triton, triton_skip, triton_step
 from uotlib.backends.base import log_scaling
 from uotlib.backends.triton import TritonBackend
 from uotlib.backends.triton_skip import Last
@@ -167,8 +169,10 @@ def test_items_keep_their_tables():
         torch.testing.assert_close(actual, expected, rtol=2.0**-20, atol=2.0**-20)
 
 
-def test_solves_read_less(monkeypatch):
+@pytest.mark.parametrize("tol", [1e-12, 0.0])
+def test_solves_read_less(tol, monkeypatch):
     """A few textbook iterations leave out a good part of the cost, and are those of the reference."""
+    monkeypatch.setattr(triton_step, "UNSEEN_ENTRIES", 0)
     monkeypatch.setitem(BACKENDS, "triton", TritonBackend(TABLE))
     left_out, words = [], triton_skip.words
 
@@ -177,10 +181,29 @@ def test_solves_read_less(monkeypatch):
         return left_out[-1]
 
     monkeypatch.setattr(triton_skip, "words", counted)
-    settings = {"reg": EPS, "reg_m": 0.1, "method": "sinkhorn", "tol": 1e-12, "max_iter": 5}
-    with pytest.warns(uotlib.ConvergenceWarning):
-        actual = uotlib.unbalanced_sinkhorn(clustered()[0], backend="triton", **settings)
-    expected = uotlib.unbalanced_sinkhorn(clustered()[0], backend="reference", **settings | {"tol": 0.0})
+    settings = {"reg": EPS, "reg_m": 0.1, "method": "sinkhorn", "max_iter": 5}
+    with contextlib.nullcontext() if tol == 0 else pytest.warns(uotlib.ConvergenceWarning):
+        actual = uotlib.unbalanced_sinkhorn(clustered()[0], backend="triton", tol=tol, **settings)
+    expected = uotlib.unbalanced_sinkhorn(clustered()[0], backend="reference", tol=0.0, **settings)
     torch.testing.assert_close(actual.f, expected.f, rtol=0, atol=1e-6)
     bits = (left_out[-1][..., None] >> torch.arange(8, device=DEVICE)) & 1
     assert float(bits[:, :, : M // 16].double().mean()) > 0.3
+
+
+@pytest.mark.parametrize("regs", [(EPS, 1.0), (1.0, 1.0)])
+def test_the_device_knows_where_eps_is_small(regs, monkeypatch):
+    """With tol = 0: problems of a large eps leave nothing out, their table may be missing, and nothing waits."""
+    monkeypatch.setattr(triton_step, "UNSEEN_ENTRIES", 0)
+    monkeypatch.setitem(BACKENDS, "triton", TritonBackend(TABLE))
+    new_empty, left_out, words = Tensor.new_empty, [], triton_skip.words
+    monkeypatch.setattr(Tensor, "new_empty", lambda self, *a, **k: new_empty(self, *a, **k).fill_(math.nan)
+                        if k.get("dtype", self.dtype).is_floating_point else new_empty(self, *a, **k))
+    monkeypatch.setattr(triton_skip, "words", lambda *a: left_out.append(words(*a)) or left_out[-1])
+    reg = torch.tensor(regs, dtype=torch.float64, device=DEVICE)
+    settings = {"reg": reg, "reg_m": 0.1, "method": "sinkhorn", "tol": 0.0, "max_iter": 5}
+    with Synchronisations() as waiting:
+        actual = uotlib.unbalanced_sinkhorn(clustered(2), backend="triton", **settings)
+    assert waiting.count == 0
+    expected = uotlib.unbalanced_sinkhorn(clustered(2), backend="reference", **settings)
+    torch.testing.assert_close(actual.f, expected.f, rtol=0, atol=1e-6)
+    assert [bool(found.any()) for found in left_out[-1]] == [eps == EPS for eps in regs]

@@ -23,21 +23,20 @@ from uotlib.precision import NAMES
 
 #: Pointers by what they point to; "*" is the type of the arithmetic.
 POINTERS = {
-    "*i64": ("items", "skip", "problems"), "*u8": ("mask", "weak", "row_reach", "col_reach"),
+    "*i64": ("items", "skip", "problems"), "*u8": ("mask", "weak", "row_reach", "col_reach", "sparse"),
     "*fp64": ("log_u", "log_v", "offset", "damping", "reg", "shift", "row_lse", "col_lse", "col_mass", "log_x", "log_y",
               "diagonal", "vector", "through", "root_r", "root_c", "row_side", "row_ratio", "weights", "log_own",
-              "log_other", "scale", "last_log_v", "last_col_lse", "last_row_lse", "last_reg", "bounds", "mass_a",
-              "log_a", "tau_a", "mass_b", "log_b", "tau_b", "start", "answers", "work", "alpha", "beta", "row_sum",
-              "cost_sum", "rows", "cols", "numbers", "copies", "sums", "gram",
-              "spread", "exact", "scalars"),
+              "log_other", "scale", "direct", "last_log_v", "last_col_lse", "last_row_lse", "last_reg", "bounds",
+              "mass_a", "log_a", "tau_a", "mass_b", "log_b", "tau_b", "start", "answers", "work", "alpha", "beta",
+              "row_sum", "cost_sum", "rows", "cols", "numbers", "copies", "sums", "gram", "spread", "exact", "scalars"),
     "*": ("partial", "anchors", "totals", "plan", "left", "right", "factor", "product", "own_sum", "other_sum", "out",
           "table"),
 }
 POINTER_TYPES = {name: kind for kind, names in POINTERS.items() for name in names}
 #: Arguments that may be None.
-OPTIONAL = ("items", "mask", "left", "right", "scale", "factor", "product", "own_sum", "other_sum", "out", "skip",
-            "start", "alpha", "beta", "cost_sum", "problems",
-            "spread")
+OPTIONAL = ("items", "mask", "left", "right", "scale", "direct", "factor", "product", "own_sum", "other_sum", "out",
+            "skip", "start", "alpha", "beta", "cost_sum", "problems", "spread",
+            "sparse")
 #: The same of single kernels.
 ALSO_OPTIONAL = {"merge_columns_kernel": ("log_v",), "log_u_kernel": ("anchors", "totals"),
                  "measure_kernel": ("anchors", "totals"), "decide_kernel": ("gram",)}
@@ -118,15 +117,22 @@ def _skip_configurations(tile: Tile, storage: str) -> Iterator[Configuration]:
     yield Configuration("block_min_kernel", tile, storage, True, (), (segment,))
     yield Configuration("bound_columns_kernel", narrow, storage, True, (), (segment, segments))
     yield Configuration("skip_kernel", narrow, storage, True, ("items", "skip"), (segments,))
+    yield Configuration("block_min_kernel", tile, storage, True, ("sparse",), (segment,))
+    yield Configuration("skip_kernel", narrow, storage, True, ("skip", "sparse"), (segments,))
 
 
 def _weigh_configurations(table: TileTable, storage: str) -> Iterator[Configuration]:
-    """Entries, products and transposed products, with their sums; W of no factors, of few terms and of many."""
+    """Entries, products and transposed products, with their sums; W of no factors, of few terms, of many, of costs."""
     sums, products = ("own_sum", "other_sum", "scale"), ("factor", "product")
     suffix, precision = ("_float64", "ieee") if storage == "float64" else ("", "tf32x3")
-    for given, transposed, add in (((*sums, "out"), False, False), (("out", "scale"), False, True),
-                                   ((*sums, *products), False, False), ((*products, "scale"), True, False)):
-        for rank, aligned in itertools.product((0, ELEMENTWISE_RANK, DOT_RANK), (True, False)):
+    costs = (*sums, "cost_sum")
+    weighed = (0, ELEMENTWISE_RANK, DOT_RANK)
+    for given, transposed, add, ranks in (
+            ((*costs, "out"), False, False, weighed), (("out", "scale"), False, True, weighed),
+            ((*sums, *products), False, False, weighed), ((*products, "scale"), True, False, weighed),
+            (("cost_sum",), False, False, (0,)), ((*costs, "direct", "out"), False, False, (0,)),
+            ((*products, "scale", "direct"), False, False, (0,)), ((*products, "scale", "direct"), True, False, (0,))):
+        for rank, aligned in itertools.product(ranks, (True, False)):
             dots = rank > ELEMENTWISE_RANK
             tile = getattr(table, ("product" if dots or "factor" in given else "weigh") + suffix)
             factors = ("left", "right") if rank else ()

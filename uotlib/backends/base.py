@@ -75,6 +75,8 @@ class Backend(ABC):
     adjoint_temporaries: ClassVar[int] = 2
     #: The same of `weigh` and `weigh_columns`; 0 means that their products are computed without any block.
     weigh_temporaries: ClassVar[int] = 3
+    #: Whether it has `weigh_cost`; sums of W times the cost are made of panels else.
+    weighs_cost: ClassVar[bool] = False
     #: Types of half the size that a cost may be kept in.
     storages: ClassVar[tuple[str, ...]] = ()
     #: Whether "auto" may choose it.
@@ -158,6 +160,21 @@ class Backend(ABC):
     def fresh(self, memory: Tensor) -> Tensor:
         """Memory for a whole cost, or its gradient, that nothing has been written to; as it is best written, or as is."""
         return memory
+
+    def weigh_cost(self, cost: Tensor, log_u: Tensor, log_v: Tensor, reg: Tensor, left: Tensor | None,
+                   right: Tensor | None, row_sum: Tensor | None, col_sum: Tensor | None, cost_sum: Tensor | None,
+                   items: Tensor | None = None, *, direct: Tensor | None = None, scale: Tensor | None = None,
+                   out: Tensor | None = None, add: bool = False, factor: Tensor | None = None,
+                   product: Tensor | None = None, transposed: bool = False) -> None:
+        r"""`weigh`, or ``transposed`` `weigh_columns`, of weights that are or meet costs; where `weighs_cost` says so.
+
+        Args:
+            cost_sum: (B,), float64, to which :math:`\langle W, C\rangle` is added; an empty entry of W costs nothing.
+            direct: d, (B,), float64: then :math:`W = T \circ C`, without L and R, and :math:`s\,W + d\,T` takes the
+                place of s W in ``out`` and ``product``.
+            transposed: Whether F is (B, n, d), and the transpose times F is added to ``product`` (B, m, d).
+        """
+        raise NotImplementedError(f"backend {self.name!r} sums no costs")
 
     def product(self, left: Tensor, right: Tensor, out: Tensor) -> None:
         """A block of a cost from features: left (B, n, d) times right (B, d, m), to ``out``, all of one type."""

@@ -54,6 +54,7 @@ class TritonBackend(Backend):
     name = "triton"
     asynchronous = True
     adjoint_temporaries = weigh_temporaries = 0
+    weighs_cost = True
     storages: ClassVar[tuple[str, ...]] = ("float16", "bfloat16")
 
     def __init__(self, table: TileTable | None = None) -> None:
@@ -105,13 +106,13 @@ class TritonBackend(Backend):
         self._merge(partial, log_v, col_mass)
         return lse
 
-    def sweep_table(self, cost: Tensor) -> Tensor | None:
+    def sweep_table(self, cost: Tensor, sparse: Tensor | None = None) -> Tensor | None:
         """What sweeps need, beside the last one, to leave out parts of this cost (kernels/skip.py); reads it once.
 
-        None where `may_skip` says no.
+        None where `may_skip` says no.  ``sparse``, bytes: which problems may use it, where only the device knows.
         """
         tile = self.table.sweep_tile(cost.shape[2], cost.dtype == torch.float64)
-        return triton_skip.table(self, cost, tile) if tile is not None and self.may_skip(cost) else None
+        return triton_skip.table(self, cost, tile, sparse) if tile is not None and self.may_skip(cost) else None
 
     def may_skip(self, cost: Tensor) -> bool:
         """Not where all of it stays in the cache, rows do not fit on chip, or loads are not of 16 bytes."""
@@ -187,6 +188,22 @@ class TritonBackend(Backend):
         if log_u.numel() * product.numel() and (left is None or left.shape[2]):
             triton_adjoint.weigh(self, cost, log_u, log_v, reg, left, right, items, scale, factor=factor,
                                  product=product, transposed=True)
+
+    def weigh_cost(self, cost: Tensor, log_u: Tensor, log_v: Tensor, reg: Tensor, left: Tensor | None,
+                   right: Tensor | None, row_sum: Tensor | None, col_sum: Tensor | None, cost_sum: Tensor | None,
+                   items: Tensor | None = None, *, direct: Tensor | None = None, scale: Tensor | None = None,
+                   out: Tensor | None = None, add: bool = False, factor: Tensor | None = None,
+                   product: Tensor | None = None, transposed: bool = False) -> None:
+        given = self, cost, log_u, log_v, reg, left, right, items, scale
+        if log_u.numel() * log_v.numel() == 0 or (left is not None and left.shape[2] == 0):
+            self.weigh(cost, log_u, log_v, reg, left, right, row_sum, col_sum, items, out=out, add=add)
+            return
+        # Sums and products are two passes: with costs, one that has both spills.
+        if out is not None or any(total is not None for total in (row_sum, col_sum, cost_sum)):
+            triton_adjoint.weigh(*given, row_sum=row_sum, col_sum=col_sum, cost_sum=cost_sum, out=out, add=add,
+                                 direct=direct)
+        if factor is not None:
+            triton_adjoint.weigh(*given, factor=factor, product=product, transposed=transposed, direct=direct)
 
     def _sweep_wide(self, cost: Tensor, log_v: Tensor, offset: Tensor, damping: Tensor, reg: Tensor, shift: Tensor,
                     col_mass: Tensor, items: Tensor | None) -> Tensor:

@@ -83,9 +83,9 @@ def _back(backend: TritonBackend, cost: Tensor, log_x: Tensor, log_y: Tensor, we
 def weigh(backend: TritonBackend, cost: Tensor, log_u: Tensor, log_v: Tensor, reg: Tensor, left: Tensor | None,
           right: Tensor | None, items: Tensor | None, scale: Tensor | None, *, row_sum: Tensor | None = None,
           col_sum: Tensor | None = None, out: Tensor | None = None, factor: Tensor | None = None,
-          product: Tensor | None = None, transposed: bool = False,
-          add: bool = False) -> None:
-    """`Backend.weigh`, or ``transposed`` `Backend.weigh_columns`, of a cost with entries."""
+          product: Tensor | None = None, transposed: bool = False, add: bool = False, cost_sum: Tensor | None = None,
+          direct: Tensor | None = None) -> None:
+    """`Backend.weigh`, or ``transposed`` `Backend.weigh_columns`, or `Backend.weigh_cost`, of a cost with entries."""
     own_scaling, other_scaling = (log_v, log_u) if transposed else (log_u, log_v)
     of_own, of_other = (right, left) if transposed else (left, right)
     (count, own), other = own_scaling.shape, other_scaling.shape[1]
@@ -98,16 +98,19 @@ def weigh(backend: TritonBackend, cost: Tensor, log_u: Tensor, log_v: Tensor, re
     products = None if factor is None else _partial(cost, count, spans, own, width)
     along = None if row_sum is None else log_u.new_empty((count, spans, own))
     across = None if col_sum is None else _partial(cost, count, blocks, other)
+    costs = None if cost_sum is None else log_u.new_empty((count, spans * blocks))
     backend._launch(
         "weigh_kernel", cost, count * blocks * spans * chunks, tile, items, own_scaling, other_scaling, reg,
-        None if of_own is None else of_own.mT, None if of_other is None else of_other.mT, scale, factor, products,
-        along, across, *cost.stride()[:2], *((0, 0) if out is None else out.stride()[:2]), own, other, rank, width,
-        blocks, spans, span, chunks, out=out, TRANSPOSED=transposed, ADD=add, RANK=DOT_RANK if dots else rank,
-        DOTS=dots, WIDTH=chunk, PRECISION=_precision(cost), STAGES=tile.stages)
+        None if of_own is None else of_own.mT, None if of_other is None else of_other.mT, scale, direct, factor,
+        products, along, across, costs, *cost.stride()[:2], *((0, 0) if out is None else out.stride()[:2]), own, other,
+        rank, width, blocks, spans, span, chunks, out=out, TRANSPOSED=transposed, ADD=add,
+        RANK=DOT_RANK if dots else rank, DOTS=dots, WIDTH=chunk, PRECISION=_precision(cost), STAGES=tile.stages)
     if product is not None and products is not None:
         product += products.sum(1)
     if row_sum is not None and along is not None:
         row_sum.copy_(along.sum(1))
+    if cost_sum is not None and costs is not None:
+        cost_sum += costs.sum(1)
     if col_sum is not None and across is not None:
         backend._merge(across, None, col_sum)
 

@@ -46,11 +46,13 @@ class Reading(ABC):
         """Launch a pass of this parity; ``known`` where there was one before."""
 
 
-def reading_of(backend: TritonBackend, gibbs: GibbsKernel, table: Tensor | None, state: State) -> Reading:
+def reading_of(backend: TritonBackend, gibbs: GibbsKernel, table: Tensor | None, sparse: Tensor | None,
+               state: State) -> Reading:
     """For a cost in memory whose rows fit on chip, or do not; for streamed features; for a cost that comes in blocks.
 
     Args:
         table: Result of `TritonBackend.sweep_table`, where parts of the cost may be left out.
+        sparse: Which problems may do so, (A,), bytes, where only the device knows; None for all.
     """
     if gibbs.features is not None:
         return _Features(gibbs.features, state)  # type: ignore[arg-type]  # of this backend
@@ -58,7 +60,7 @@ def reading_of(backend: TritonBackend, gibbs: GibbsKernel, table: Tensor | None,
         return _Blocks(gibbs, state)
     if backend.table.sweep_tile(state.m, gibbs.matrix.dtype == torch.float64) is None:
         return _Wide(backend, gibbs.matrix, state)
-    return _Sweep(backend, gibbs.matrix, table, state)
+    return _Sweep(backend, gibbs.matrix, table, sparse, state)
 
 
 class _Columns(Reading):
@@ -80,9 +82,10 @@ class _Columns(Reading):
 class _Sweep(_Columns):
     """Both sides in one read; columns whose sums may have underflowed, where there are any, in another."""
 
-    def __init__(self, backend: TritonBackend, cost: Tensor, table: Tensor | None, state: State) -> None:
+    def __init__(self, backend: TritonBackend, cost: Tensor, table: Tensor | None, sparse: Tensor | None,
+                 state: State) -> None:
         super().__init__(backend, cost, state)
-        self.table = table
+        self.table, self.sparse = table, sparse
         self.cuts = [backend._sweep_cut(cost, state.count, skips) for skips in (False, table is not None)]
         first, later = self.cuts
         partial = cost.new_empty((state.count, first.slabs, state.m), dtype=arithmetic(cost))
@@ -99,7 +102,7 @@ class _Sweep(_Columns):
             last = triton_skip.Last(state.log_v[before], state.col_lse[before], state.eps[before],
                                     state.row_lse[before])
             skip = triton_skip.words(backend, self.table, log_v, state.offset, state.damping, eps, last, cut,
-                                     state.items)
+                                     state.items, self.sparse)
         backend._launch_sweep(self.cost, state.items, cut, log_v, state.offset, state.damping, eps, state.shift,
                               row_lse, partial, skip)
         tile = backend.table.merge

@@ -33,6 +33,9 @@ DECIDES = ("ENTROPY", "TEXTBOOK", "SYNCHRONOUS", "CHECK_EVERY", "ANNEAL_FACTOR",
 MOVES = ("ENTROPY", "ANNEAL_ORDER", "DEPTH", "TRUST_REGION", "SLOTS")
 #: eps, relative to the spread of the cost, below which parts of a plan are so empty that sweeps may leave them out.
 SKIPPING_REG = 0.02
+#: Entries of a cost from which that may be left to the device: beside a read of it, two launches that find nothing to
+#: do are then little.
+UNSEEN_ENTRIES = 1 << 24
 
 
 def why_not(batch: int, max_iter: int, options: SolverOptions) -> str | None:
@@ -67,7 +70,7 @@ class _Iteration:
         self.chunks = ceil_div(max(gibbs.n, gibbs.m), self.tile.cols)
         batch, device = problem.batch, problem.device
         self.answers = torch.empty(batch * (3 * gibbs.n + 3 * gibbs.m + SCALARS), dtype=torch.float64, device=device)
-        self.table = self._gaps() if self.synchronous else None
+        self.table, self.sparse = self._gaps()
         self.size = size_of(self.textbook, self.constants)
         self.tol_bits = triton_small.bits_of(tol or triton_small.DEFAULT_TOL)
         self.state = State.begin(problem, gibbs, self.size, self.chunks)
@@ -102,13 +105,21 @@ class _Iteration:
                      state.items, state.n, state.m, state.count, self.chunks, self.max_iter,
                      **{name: self.constants[name] for name in BEGINS})
 
-    def _gaps(self) -> Tensor | None:
-        """A table to leave parts of the cost out by, where it may pay; waits for the device: is eps small anywhere?"""
+    def _gaps(self) -> tuple[Tensor | None, Tensor | None]:
+        """A table to leave parts of the cost out by, where it may pay, and for which problems: is eps small anywhere?
+
+        Waits for the device for that, or with ``tol=0`` leaves it to the device: no problem is dropped then.
+        """
         cost = self.gibbs.matrix
         if cost is None or not self.backend.may_skip(cost):
-            return None
-        sparse = bool((self.problem.reg < SKIPPING_REG * self.gibbs.spread()).any())
-        return self.backend.sweep_table(cost) if sparse else None
+            return None, None
+        if not self.synchronous and cost.numel() < UNSEEN_ENTRIES:
+            return None, None
+        sparse = self.problem.reg < SKIPPING_REG * self.gibbs.spread()
+        if self.synchronous:
+            return self.backend.sweep_table(cost) if bool(sparse.any()) else None, None
+        flags = sparse.view(torch.uint8)
+        return self.backend.sweep_table(cost, flags), flags
 
     def _enter(self) -> None:
         """What belongs to a number of active problems: scratch memory, and the launches that read the cost."""
@@ -116,7 +127,7 @@ class _Iteration:
         self.sums = state.own.new_empty(planes().SUMS, state.count, self.chunks)
         slots = self.constants["SLOTS"]
         self.gram = None if self.textbook else state.own.new_empty(state.count, self.chunks, slots, slots)
-        self.reading: Reading = reading_of(self.backend, self.gibbs, self.table, state)
+        self.reading: Reading = reading_of(self.backend, self.gibbs, self.table, self.sparse, state)
         features = self.gibbs.features
         self.beta = None if features is None else features.beta
 

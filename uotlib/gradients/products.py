@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from . import streamed
-from .solved import COST, LowRank, Solved, normalising, plan_gradients
+from .solved import COST, ByCost, LowRank, Solved, normalising, plan_gradients
 
 
 def product(solved: Solved, v: Tensor, side: int, normalised: bool) -> tuple[Tensor, Tensor]:
@@ -113,10 +113,15 @@ def dense_plan_gradients(solved: Solved, grad: Tensor, needs: Sequence[bool]) ->
 
 def transport_cost(solved: Solved) -> Tensor:
     """<C, T>, (B,), summed in float64; an empty entry of the plan costs nothing, be it forbidden."""
-    pair, features = solved.pair, solved.kernel.features
+    pair, kernel, features = solved.pair, solved.kernel, solved.kernel.features
     if features is not None:
         return streamed.transport_cost(solved, features)
     total = torch.zeros_like(solved.problem.reg)
+    if kernel.backend.weighs_cost:
+        for rows, block, entries in kernel.blocks():
+            kernel.backend.weigh_cost(block, pair.log_u[:, rows], pair.log_v, solved.problem.reg, None, None, None,
+                                      None, total, entries)
+        return total
     for _, cost, plan in solved.blocks(pair.log_u, pair.log_v):
         total += torch.where(plan > 0, plan * cost, 0.0).sum(2).double().sum(1)
     return total
@@ -125,12 +130,7 @@ def transport_cost(solved: Solved) -> Tensor:
 def transport_cost_gradients(solved: Solved, grad: Tensor, needs: Sequence[bool]) -> list[Tensor | None]:
     if solved.kernel.features is not None:
         return _transport_cost_gradients_by_rank(solved, grad, needs)
-
-    def weigh(span: slice, cost: Tensor, plan: Tensor) -> tuple[Tensor, Tensor]:
-        direct = plan * grad[:, None, None].to(plan.dtype)
-        return torch.where(direct != 0, direct * cost, 0.0), direct
-
-    return plan_gradients(solved, solved.pair.log_u, solved.pair.log_v, weigh, needs)
+    return plan_gradients(solved, solved.pair.log_u, solved.pair.log_v, ByCost(grad), needs)
 
 
 def _transport_cost_gradients_by_rank(solved: Solved, grad: Tensor, needs: Sequence[bool]) -> list[Tensor | None]:

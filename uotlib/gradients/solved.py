@@ -77,6 +77,21 @@ class LowRank:
 
 
 @dataclass(frozen=True)
+class ByCost:
+    r"""A `Weigh` by the cost: :math:`W = g\,M \circ C`, and :math:`g\,M` reaches the cost itself.
+
+    Args:
+        scale: g, (B,), float64.
+    """
+
+    scale: Tensor
+
+    def __call__(self, rows: slice, cost: Tensor, plan: Tensor) -> tuple[Tensor, Tensor]:
+        direct = plan * self.scale[:, None, None].to(plan.dtype)
+        return torch.where(direct != 0, direct * cost, 0.0), direct
+
+
+@dataclass(frozen=True)
 class Solved:
     """A problem with its solution, made of what an operator gets."""
 
@@ -160,9 +175,10 @@ def plan_gradients(solved: Solved, log_x: Tensor, log_y: Tensor, weigh: Weigh, n
         row_sum, col_sum, cost_sum, found = streamed.low_rank_sums(
             solved, kernel.features, log_x, log_y, weigh, *wanted, needs[2], needs[COST:])
         into = _added(into, found)
-    elif isinstance(weigh, LowRank) and not needs[2]:
+    elif isinstance(weigh, (LowRank, ByCost)) and (
+            kernel.backend.weighs_cost or (isinstance(weigh, LowRank) and not needs[2])):
         into = low_rank_sums(solved, log_x, log_y, weigh, row_sum if wanted[0] else None,
-                             col_sum if wanted[1] else None, needs[COST:], into)
+                             col_sum if wanted[1] else None, needs[COST:], into, cost_sum if needs[2] else None)
     else:
         into = into or _sums(kernel.prepared, needs[COST:])
         for span, cost, plan in solved.blocks(log_x, log_y):
@@ -199,13 +215,17 @@ def plan_gradients(solved: Solved, log_x: Tensor, log_y: Tensor, weigh: Weigh, n
         *(into or [None] * len(needs[COST:]))]
 
 
-def low_rank_sums(solved: Solved, log_x: Tensor, log_y: Tensor, weigh: LowRank, row_sum: Tensor | None,
-                  col_sum: Tensor | None, to_cost: Sequence[bool] = (),
-                  into: Gradients | None = None) -> Gradients | None:
-    """Sums of W along rows and columns, into ``row_sum`` and ``col_sum``, zeros or None; the cost's gradients as asked
-    for, added to ``into`` if there is one."""
+def low_rank_sums(solved: Solved, log_x: Tensor, log_y: Tensor, weigh: LowRank | ByCost, row_sum: Tensor | None,
+                  col_sum: Tensor | None, to_cost: Sequence[bool] = (), into: Gradients | None = None,
+                  cost_sum: Tensor | None = None) -> Gradients | None:
+    """Sums of W along rows and columns, and <W, C>, into ``row_sum``, ``col_sum`` and ``cost_sum``, zeros or None; the
+    cost's gradients as asked for, added to ``into`` if there is one.
+
+    W by the cost, and ``cost_sum``, are for backends with `Backend.weigh_cost`.
+    """
     kernel, reg = solved.kernel, solved.problem.reg
     backend, scale = kernel.backend, weigh.scale / -reg
+    direct = weigh.scale if isinstance(weigh, ByCost) else None
     in_place, add = kernel.cost.dense and kernel.cost_items is None, into is not None
     if into is None and in_place:
         into = [backend.fresh(torch.empty_like(kernel.prepared[0]))] if any(to_cost) else None
@@ -219,7 +239,8 @@ def low_rank_sums(solved: Solved, log_x: Tensor, log_y: Tensor, weigh: LowRank, 
     panel = None  # one for all blocks
     for rows, block, entries in kernel.blocks(None, panels * kernel.dtype.itemsize,
                                               kernel.panel_limit if panels else None):
-        factors = block, log_x[:, rows], log_y, reg, weigh.left[:, rows], weigh.right
+        left, right = (None, None) if isinstance(weigh, ByCost) else (weigh.left[:, rows], weigh.right)
+        factors = block, log_x[:, rows], log_y, reg, left, right
         give: dict[str, Any] = {}
         if needs_panel:
             panel = block.new_empty(kernel.batch, *block.shape[1:], dtype=kernel.dtype) if panel is None else panel
@@ -227,16 +248,21 @@ def low_rank_sums(solved: Solved, log_x: Tensor, log_y: Tensor, weigh: LowRank, 
         elif into is not None and into[0] is not None:
             give = {"out": into[0][:, rows], "add": add} if in_place else {
                 "factor": kernel.prepared[1], "product": into[0][:, rows]}
-        if give or row_sum is not None or col_sum is not None:
-            backend.weigh(*factors, None if row_sum is None else row_sum[:, rows], col_sum, entries, scale=scale,
-                          **give)
+        along = None if row_sum is None else row_sum[:, rows]
+        if isinstance(weigh, ByCost) or cost_sum is not None:
+            backend.weigh_cost(*factors, along, col_sum, cost_sum, entries, scale=scale, direct=direct, **give)
+        elif give or along is not None or col_sum is not None:
+            backend.weigh(*factors, along, col_sum, entries, scale=scale, **give)
         if into is not None and needs_panel:
             _pull_back(solved, rows, give["out"], into)
+        elif into is not None and fused and into[1] is not None and direct is not None:
+            backend.weigh_cost(*factors, None, None, None, entries, scale=scale, direct=direct, transposed=True,
+                               factor=kernel.prepared[0][:, rows], product=into[1])
         elif into is not None and fused and into[1] is not None:
             backend.weigh_columns(*factors, kernel.prepared[0][:, rows], into[1], entries, scale=scale)
-    for total in (row_sum, col_sum):
+    for total in (row_sum, col_sum, cost_sum):
         if total is not None:
-            total *= weigh.scale[:, None]
+            total *= weigh.scale if total.dim() == 1 else weigh.scale[:, None]
     return into
 
 

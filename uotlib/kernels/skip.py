@@ -24,14 +24,19 @@ from .numerics import NEG_INF, arithmetic_type, item_cost, item_index, multiple_
 
 
 @triton.jit(do_not_specialize=["stride_b", "stride_n", "n", "m", "tiles"])
-def block_min_kernel(cost, items, table, stride_b, stride_n, n, m, tiles, SEGMENT: tl.constexpr, ROWS: tl.constexpr,
-                     COLS: tl.constexpr, VECTOR: tl.constexpr):
-    """Least cost of each segment of a tile of rows, (B, tiles, COLS / SEGMENT); -inf with a NaN in it.  Grid: tiles."""
+def block_min_kernel(cost, items, sparse, table, stride_b, stride_n, n, m, tiles, SEGMENT: tl.constexpr,
+                     ROWS: tl.constexpr, COLS: tl.constexpr, VECTOR: tl.constexpr):
+    """Least cost of each segment of a tile of rows, (B, tiles, COLS / SEGMENT); -inf with a NaN in it.  Grid: tiles.
+
+    ``sparse``, a byte or None: where it is 0 nobody will ask, and nothing is read.
+    """
     dtype: tl.constexpr = arithmetic_type(cost.dtype.element_ty)
     SEGMENTS: tl.constexpr = COLS // SEGMENT
     m = multiple_of(m, VECTOR)
     stride_n = multiple_of(stride_n.to(tl.int64), VECTOR)
     b, first, last = own_slab(tl.program_id(0), tiles, ROWS, n)
+    if sparse is not None:
+        last = tl.where(tl.load(sparse) > 0, last, first)
     segments = tl.arange(0, SEGMENTS)
     cols = segments[:, None] * SEGMENT + tl.arange(0, SEGMENT)[None, :]
     least = tl.full((SEGMENTS,), float("inf"), dtype)
@@ -63,13 +68,16 @@ def bound_columns_kernel(log_v, last_log_v, last_col_lse, bounds, m, SEGMENT: tl
 
 
 @triton.jit(do_not_specialize=["n", "slabs", "slab_rows", "tiles"])
-def skip_kernel(table, items, bounds, offset, damping, reg, last_reg, last_row_lse, skip, n, slabs, slab_rows, tiles,
-                row_margin, col_margin, SEGMENTS: tl.constexpr, ROWS: tl.constexpr):
+def skip_kernel(table, items, sparse, bounds, offset, damping, reg, last_reg, last_row_lse, skip, n, slabs, slab_rows,
+                tiles, row_margin, col_margin, SEGMENTS: tl.constexpr, ROWS: tl.constexpr):
     """A word for each segment of each slab, (B, slabs, SEGMENTS): bit t says that tile t of the slab leaves it out.
 
-    The margins are -log(t / m) and -log(t / n).  Grid: slabs of each item.
+    The margins are -log(t / m) and -log(t / n).  ``sparse`` (B,), bytes or None: problems of 0 leave nothing out, and
+    have no table.  Grid: slabs of each item.
     """
     b, first, last = own_slab(tl.program_id(0), slabs, slab_rows, n)
+    if sparse is not None:
+        last = tl.where(tl.load(sparse + b) > 0, last, first)
     segments = tl.arange(0, SEGMENTS)
     bounds += b * 4 * SEGMENTS + segments
     high = tl.load(bounds)

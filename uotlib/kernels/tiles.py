@@ -67,11 +67,12 @@ def _sweep_float64() -> tuple[Tile, ...]:
 
 
 def _small_float32() -> tuple[Tile, ...]:
+    # With twice the rows Triton 3.6 spills.
     return (
         Tile(8, 32, warps=1, stages=1, per_sm=8),
-        Tile(16, 64, warps=2, stages=1, per_sm=4),
+        Tile(8, 64, warps=2, stages=1, per_sm=4),
         Tile(8, 128, warps=4, stages=1, per_sm=2),
-        Tile(16, 256, warps=8, stages=1, per_sm=1),
+        Tile(8, 256, warps=8, stages=1, per_sm=1),
     )
 
 
@@ -79,14 +80,27 @@ def _small_float64() -> tuple[Tile, ...]:
     return (
         Tile(4, 32, warps=1, stages=1, per_sm=8),
         Tile(4, 64, warps=2, stages=1, per_sm=4),
-        Tile(8, 128, warps=4, stages=1, per_sm=2),
-        Tile(8, 256, warps=8, stages=1, per_sm=1),
+        Tile(4, 128, warps=4, stages=1, per_sm=2),
+        Tile(4, 256, warps=8, stages=1, per_sm=1),
     )
 
 
-def _schur(sweep: tuple[Tile, ...]) -> tuple[Tile, ...]:
-    # Without the spread, loads of 4 bytes spill at 4096 columns, and float64 at 2048; at 8192 loads of 2 bytes would.
-    return tuple(tile.spread if tile.cols >= 2048 else tile for tile in sweep if tile.cols <= 4096)
+def _schur_float32() -> tuple[Tile, ...]:
+    # The sweep's tiles with half the rows or twice the warps: as they are, Triton 3.6 spills from 256 to 1024 columns,
+    # and loads of 4 bytes at 4096 (3.9 too); at 8192 loads of 2 bytes would.
+    return (
+        Tile(8, 128, warps=1, per_sm=16),
+        Tile(4, 256, warps=2, per_sm=8),
+        Tile(4, 512, warps=4, per_sm=4),
+        Tile(4, 1024, warps=8),
+        Tile(4, 2048, warps=16, per_sm=1),
+        Tile(2, 4096, warps=16, per_sm=1),
+    )
+
+
+def _schur_float64() -> tuple[Tile, ...]:
+    # Without the spread, 2048 columns spill.
+    return tuple(tile.spread if tile.cols >= 2048 else tile for tile in _sweep_float64())
 
 
 def _eliminate_float32() -> tuple[Tile, ...]:
@@ -119,8 +133,8 @@ class TileTable:
     sweep: tuple[Tile, ...] = field(default_factory=_sweep_float32)
     sweep_float64: tuple[Tile, ...] = field(default_factory=_sweep_float64)
     #: The same with three column sums.
-    schur: tuple[Tile, ...] = field(default_factory=lambda: _schur(_sweep_float32()))
-    schur_float64: tuple[Tile, ...] = field(default_factory=lambda: _schur(_sweep_float64()))
+    schur: tuple[Tile, ...] = field(default_factory=_schur_float32)
+    schur_float64: tuple[Tile, ...] = field(default_factory=_schur_float64)
     eliminate: tuple[Tile, ...] = field(default_factory=_eliminate_float32)
     eliminate_float64: tuple[Tile, ...] = field(default_factory=_eliminate_float64)
     #: Row log-sum-exp: eight rows share one load of log_v, which at 8 bytes an entry is twice a row of the cost.

@@ -1,4 +1,4 @@
-"""Sums and products of W_ij = T_ij sum_k L_ik R_jk, T a block of the plan: what gradients through the plan are made of.
+"""Sums and products of W_ij = T_ij sum_k L_ik R_jk, or T_ij C_ij, T a block of the plan: what gradients through it are.
 
 A program owns a tile of rows (or, transposed, of columns), goes along a span of the other side, and keeps its part of
 W F on chip.  Every tile of W is made once, used for all that is asked of it, and dropped.
@@ -45,9 +45,9 @@ def low_rank_tile(left, right, rows, cols, own, other, rank, alive, inside, dtyp
 
 @triton.jit(do_not_specialize=["stride_b", "stride_n", "out_b", "out_n", "own", "other", "rank", "width", "blocks",
                                "spans", "span", "chunks"])
-def weigh_kernel(cost, items, log_own, log_other, reg, left, right, scale, factor, product, own_sum, other_sum,
-                 stride_b, stride_n, out_b, out_n, own, other, rank, width, blocks, spans, span, chunks,
-                 out, TRANSPOSED: tl.constexpr, ADD: tl.constexpr, RANK: tl.constexpr, DOTS: tl.constexpr,
+def weigh_kernel(cost, items, log_own, log_other, reg, left, right, scale, direct, factor, product, own_sum,
+                 other_sum, cost_sum, stride_b, stride_n, out_b, out_n, own, other, rank, width, blocks, spans, span,
+                 chunks, out, TRANSPOSED: tl.constexpr, ADD: tl.constexpr, RANK: tl.constexpr, DOTS: tl.constexpr,
                  WIDTH: tl.constexpr, PRECISION: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
                  STAGES: tl.constexpr, VECTOR: tl.constexpr):
     """Grid: (chunks of the factor's columns x spans of so many tiles x blocks of each item).
@@ -55,7 +55,9 @@ def weigh_kernel(cost, items, log_own, log_other, reg, left, right, scale, facto
     ``own`` are rows, or columns if TRANSPOSED.
     left (B, rank, own), right (B, rank, other), factor (B, other, width); product (B, spans, own, width),
     own_sum (B, spans, own) and other_sum (B, blocks, other), where they are given: partial results, every entry of
-    which is written.  out, of any strides (out_b, out_n, 1), becomes s W, or s W is added to it (ADD).
+    which is written; and so of cost_sum (B, spans, blocks), which is <W, C>, float64, and comes without a factor.  out,
+    of any strides (out_b, out_n, 1), becomes s W, or s W is added to it (ADD).  With ``direct`` (B,) W is T C, not of L
+    and R, and s W + direct T takes the place of s W.  A pair without mass costs nothing, be it forbidden.
     """
     dtype: tl.constexpr = arithmetic_type(cost.dtype.element_ty)
     stride_n = multiple_of(stride_n, VECTOR)
@@ -84,6 +86,10 @@ def weigh_kernel(cost, items, log_own, log_other, reg, left, right, scale, facto
         by = tl.load(scale + b).to(dtype)
     else:
         by = tl.full((), 1.0, dtype)
+    if direct is not None:
+        by_plan = tl.load(direct + b).to(dtype)
+    if cost_sum is not None:
+        weighted = tl.zeros((ROWS,), dtype)
     if RANK > 0:
         left += b * rank * own
         right += b * rank * other
@@ -109,27 +115,40 @@ def weigh_kernel(cost, items, log_own, log_other, reg, left, right, scale, facto
         exponent, mantissa = split_exponent(log_j, dtype)
         w = times_two_to(c.to(dtype), scale_high, scale_low, exponent_own[:, None] + exponent[None, :])
         w = w * (mantissa_own[:, None] * mantissa[None, :])
+        if direct is not None or cost_sum is not None:
+            finite = tl.where(w != 0.0, c.to(dtype), 0.0)
+        if direct is not None:
+            entries = w * tl.fma(by, finite, by_plan)
+            w = w * finite
         if RANK > 0:
             w = w * low_rank_tile(left, right, rows, cols, own, other, rank, alive, inside, dtype, RANK, DOTS,
                                   PRECISION, ROWS, COLS)
+        if cost_sum is not None:
+            weighted += tl.sum(w * finite, axis=1)
+        if direct is None:
+            entries = w * by
         if own_sum is not None:
             along += tl.sum(w, axis=1)
         if other_sum is not None:
             tl.store(across + cols, tl.sum(w, axis=0), mask=cols < tl.where(chunk == 0, other, 0))
         if out is not None:
             place_out = out + (tl.arange(0, ROWS)[:, None] * out_n + cols[None, :])
-            entries = w * by
             if ADD:
                 entries += tl.load(place_out, mask=both, other=0.0)
             tl.store(place_out, entries, mask=both)
         if factor is not None:
             f = tl.load(factor + (b * other + col) * width + (tl.arange(0, COLS)[:, None] * width + words[None, :]),
                         mask=inside[:, None] & (words < width)[None, :], other=0.0)
-            total = tl.dot(w, f, total, input_precision=PRECISION, out_dtype=dtype)
+            total = tl.dot(w if direct is None else entries, f, total, input_precision=PRECISION, out_dtype=dtype)
 
     points = (b * spans + part % spans) * own + rows
     if own_sum is not None:
         tl.store(own_sum + points, along, mask=rows < tl.where(chunk == 0, own, 0))
+    if cost_sum is not None:
+        tl.store(cost_sum + (b * spans + part % spans) * blocks + place % blocks,
+                 tl.sum(weighted.to(tl.float64), axis=0))
     if factor is not None:
-        tl.store(product + points[:, None] * width + words[None, :], total * by,
+        if direct is None:
+            total *= by
+        tl.store(product + points[:, None] * width + words[None, :], total,
                  mask=alive[:, None] & (words < width)[None, :])
