@@ -40,6 +40,7 @@ class DeviceBlock {
   template <class S, class F> UOT_CODE double max(Threads<S>& states, F f) {
     return max([&](int t) { return f(t, states.state); });
   }
+  template <class F> UOT_CODE bool any(F f) { return __syncthreads_or(f(int(threadIdx.x))); }
   template <class S, class F> UOT_CODE bool any(Threads<S>& states, F f) {
     return __syncthreads_or(f(int(threadIdx.x), states.state));
   }

@@ -59,8 +59,11 @@ class HostBlock {
   template <class S, class F> double max(Threads<S>& states, F f) {
     return max([&](int t) { return f(t, states[size_t(t)]); });
   }
+  template <class F> bool any(F f) {
+    return max([&](int t) { return f(t) ? 1.0 : 0.0; }) > 0;
+  }
   template <class S, class F> bool any(Threads<S>& states, F f) {
-    return max([&](int t) { return f(t, states[size_t(t)]) ? 1.0 : 0.0; }) > 0;
+    return any([&](int t) { return f(t, states[size_t(t)]); });
   }
   // Copies to shared memory that come as late as may be; what is there before them is NaN meanwhile.
   void copy_four(int t, float* to, const float* from) {

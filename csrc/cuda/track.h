@@ -68,6 +68,13 @@ struct Totals {
 constexpr int kLanes = 8, kTallyLanes = 4;  // threads that add up one number of C and of a unit
 constexpr int kVectorRows = kTallies + kMaxVectors + 1;
 
+// A column between two barriers of B: here, because the registers of some variants are all taken.
+struct ColumnState {
+  double sum, log_v, g, lse, answer;
+  bool weak;
+  UOT_CODE bool alive() const { return log_v > -kHuge; }
+};
+
 struct Shared {
   unsigned expected;        // arrivals at the group's barrier on a device, so far
   int index, count, group;  // of a device's block in its group, of blocks there, of the group
@@ -80,6 +87,7 @@ struct Shared {
   // What threads hand to each other: row sums of warps; doubles of warps; one number.
   float row_part[2][4][kWarps];
   double warp_part[kWarps];
+  ColumnState columns[kUnit];
   union {
     struct {
       double vectors[kVectorRows][kUnit];  // kTallies, Anderson's, their weight
