@@ -23,6 +23,7 @@ struct Request {
 struct Chip {
   int blocks;
   int64_t room, cache;
+  bool bulk;  // whether it has bulk copies
 };
 
 // Whether all rows can be read 16 bytes at a time.
@@ -36,6 +37,7 @@ struct Division {
   int groups, blocks;
   Way way;
   Layout cut;
+  bool bulk;  // whether bulk copies fill the ring
 };
 
 // The division into groups of so many blocks.
@@ -43,12 +45,13 @@ inline Division divide(const Request& from, const Chip& chip, int blocks) {
   const int groups = int(from.count < chip.blocks / blocks ? from.count : chip.blocks / blocks);
   const int64_t cache = chip.cache / groups;
   const auto laid = [&](Way way) { return Layout(from.n, from.m, blocks, chip.room, cache, way); };
-  if (from.m > kMaxHeld) return {groups, blocks, Way::kPanels, laid(Way::kPanels)};
+  if (from.m > kMaxHeld) return {groups, blocks, Way::kPanels, laid(Way::kPanels), false};
   const Layout ahead = laid(Way::kAhead), ring = laid(Way::kRing);
   const bool registers = wide(from) && chunks_of(from.m) < 4 && ring.team_warps == kWarps;
   // Memory is further away than the cache: a ring for it, unless that takes the place of many resident rows.
   const bool far = ahead.beyond(cache) && ring.stages > 0 && ring.read_rows() * 10.0 <= ahead.read_rows() * 11.0;
-  return registers && !far ? Division{groups, blocks, Way::kAhead, ahead} : Division{groups, blocks, Way::kRing, ring};
+  if (registers && !far) return {groups, blocks, Way::kAhead, ahead, false};
+  return {groups, blocks, Way::kRing, ring, chip.bulk && wide(from) && ring.stages > 0};
 }
 
 // Microseconds of a pass, roughly: counted in an H100's instructions and guessed where it waits, see docs/gpu.md.  Only

@@ -16,8 +16,8 @@ __global__ void __launch_bounds__(kThreads, 1) resident_kernel(const __grid_cons
   solve_all<Sweep>(grid, task);
 }
 
-const void* kernel_for(Way way, int m) {
-  return with_sweep(way, m, [](auto sweep) {
+const void* kernel_for(Way way, bool bulk, int m) {
+  return with_sweep(way, bulk, m, [](auto sweep) {
     return reinterpret_cast<const void*>(&resident_kernel<decltype(sweep)>);
   });
 }
@@ -40,9 +40,9 @@ class Current {
 };
 
 struct Capacity {
-  int multiprocessors, cooperative, shared, cache;
+  int multiprocessors, cooperative, shared, cache, major;
 
-  Chip chip() const { return {multiprocessors, shared - kSharedBytes, cache}; }
+  Chip chip() const { return {multiprocessors, shared - kSharedBytes, cache, major >= 9}; }
 };
 
 cudaError_t capacity(int device, Capacity* out) {
@@ -52,6 +52,8 @@ cudaError_t capacity(int device, Capacity* out) {
   if (status == cudaSuccess)
     status = cudaDeviceGetAttribute(&out->shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
   if (status == cudaSuccess) status = cudaDeviceGetAttribute(&out->cache, cudaDevAttrL2CacheSize, device);
+  if (status == cudaSuccess)
+    status = cudaDeviceGetAttribute(&out->major, cudaDevAttrComputeCapabilityMajor, device);
   return status;
 }
 
@@ -73,7 +75,7 @@ std::string why_not(int device) {
   const Current current(device);
   if (current.status() != cudaSuccess) return said("choosing the device", current.status());
   return said("the kernel was not compiled for this device",
-              cudaFuncGetAttributes(&attributes, kernel_for(Way::kRing, 1)));
+              cudaFuncGetAttributes(&attributes, kernel_for(Way::kRing, false, 1)));
 }
 
 std::string workspace(const Request& request, int device, int64_t* bytes) {
@@ -96,7 +98,7 @@ std::string launch(const Request& request, int device, std::uintptr_t stream, ch
   int64_t bytes = 0;
   char* lines = memory;
   Task task = plan(request, division, memory + line_bytes(division), &bytes);
-  const void* const kernel = kernel_for(division.way, request.m);
+  const void* const kernel = kernel_for(division.way, division.bulk, request.m);
   status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, found.shared);
   if (status != cudaSuccess) return said("asking for shared memory", status);
   const auto queue = reinterpret_cast<cudaStream_t>(stream);

@@ -1,7 +1,7 @@
 // The pass over a block's rows: their log-sum-exps, and what they add to every column.
 #pragma once
 
-#include "row.h"
+#include "ring.h"
 
 namespace uot::resident {
 
@@ -92,8 +92,8 @@ UOT_CODE void work_group(Block& block, States& states, Scale scale, float dampin
   });
 }
 
-// Phase A of a pass.
-template <int C, bool A> struct RowSweep {
+// Phase A of a pass.  B: bulk copies fill the ring.
+template <int C, bool A, bool B = false> struct RowSweep {
   static constexpr int R = rows_together(C), kStage = 4 * C * R * kThreads, kNext = RowThread<C, A>::kNext;
   static constexpr bool kTeams = C == 1 && !A;  // whether rows may be narrower than the block
 
@@ -138,9 +138,19 @@ template <int C, bool A> struct RowSweep {
     };
     float* const ring = block.rows() + int64_t(cut.resident_rows) * cut.pitch;
     int stage = 0;  // of the ring: where the next group of rows lies
+    Place place = shared.place;
     block.alone(states, [&](int t, auto& s) {
       s.team = kTeams ? t / (32 * team_warps) : 0;
       s.column = column_of(t - 32 * team_warps * s.team, 0);
+      if constexpr (B) {
+        if (t > 0) return;
+        Place to = place;
+        for (int first = resident_end, k = 1; k < stages && first < last; first += together, ++k) {
+          fill_stage(block, work, to, ring + to.stage * kStage, first, least_of(last, first + together));
+          to = next_place(to, stages);
+        }
+        return;
+      }
       for (int ahead = 0; ahead < stages - 1; ++ahead) {
         const int first = resident_end + ahead * together;
         if (first < last) copy_group(block, work, t, s, first, last, ring + ahead * kStage);
@@ -190,6 +200,18 @@ template <int C, bool A> struct RowSweep {
             }
             load_next(streamed + kNext, R - kNext, stop, s, s.now + kNext);
             load_next(streamed + R, kNext, stop, s, s.next);
+          } else if constexpr (B) {
+            block.wait_full(t, place.stage, place.parity);
+            // Behind the last row lies what was there before, for nothing.
+            UOT_UNROLL
+            for (int r = 0; r < R; ++r)
+              load_held<C>(ring + place.stage * kStage + (mine + r) * cut.pitch, s.column, cut.m, s.now[r]);
+            block.release(t, place.stage);
+            const int first = streamed + (stages - 1) * together;
+            if (t == 0 && first < last) {
+              const Place to = last_place(place, stages);
+              fill_stage(block, work, to, ring + to.stage * kStage, first, least_of(last, first + together));
+            }
           } else if (stages > 0) {
             block.wait_copies(t, stages - 2);
             UOT_UNROLL
@@ -207,7 +229,11 @@ template <int C, bool A> struct RowSweep {
           }
         });
         const int first = from_shared ? held : streamed;
-        if (!from_shared) stage = stage + 1 < stages ? stage + 1 : 0;
+        if constexpr (B) {
+          if (!from_shared) place = next_place(place, stages);
+        } else if (!from_shared) {
+          stage = stage + 1 < stages ? stage + 1 : 0;
+        }
         work_group<C>(block, states, scale, damping, first - span, (from_shared ? resident : stop) - span, team_warps);
         (from_shared ? held : streamed) += together;
       }
@@ -231,6 +257,10 @@ template <int C, bool A> struct RowSweep {
       finish_rows(block, work, shared.first, width, work.pass, wants_pair(work, track, work.pass),
                   block.index() * cut.units_per_block + (shared.first - row_begin(block)) / kUnit);
     }
+    if constexpr (B)
+      block.each([&](int t) {
+        if (t == 0) shared.place = place;
+      });
   }
 };
 

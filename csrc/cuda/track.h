@@ -75,7 +75,15 @@ struct ColumnState {
   UOT_CODE bool alive() const { return log_v > -kHuge; }
 };
 
+// Where the ring of bulk copies stands: a stage, and the parity of its phase.  See ring.h.
+struct Place {
+  int stage;
+  unsigned parity;
+};
+
 struct Shared {
+  uint64_t full[kMaxStages], empty[kMaxStages];  // barriers of the ring, on a device
+  Place place;                                   // of the first group of rows of the next pass
   unsigned expected;        // arrivals at the group's barrier on a device, so far
   int index, count, group;  // of a device's block in its group, of blocks there, of the group
   Work work;
