@@ -89,6 +89,7 @@ def test_the_kernel_fits_its_multiprocessor(tmp_path):
             # Without bulk copies below sm_90, where the planner does not choose this variant.
             for instruction in ("UBLKCP", "SYNCS.PHASECHK"):
                 assert (instruction in function) == (bulk and arch != "80"), said
+            assert ("UCGABAR_ARV" in function) == (arch != "80"), f"{said}: the barrier of a cluster"
             assert "RED.E.ADD" in function or "REDG.E.ADD" in function or "ATOM" in function, said  # the barrier
 
 

@@ -80,7 +80,7 @@ def run(harness: Any, cost: Tensor, a: Tensor, b: Tensor, reg: float, reg_m: tup
                    size(m), address(a), address(tau_a), address(b), address(tau_b), address(reg64), address(start),
                    address(out), int(reg_type == "entropy"), int(method == "sinkhorn"), size(max_iter),
                    ctypes.c_double(tol or 0.0), int(tol != 0), address(numbers),
-                   (size * 4)(max(blocks, 1) * groups, room, cache, int(bulk)), size(blocks), ctypes.c_uint64(seed))
+                   (size * 5)(max(blocks, 1) * groups, room, cache, int(bulk), 0), size(blocks), ctypes.c_uint64(seed))
     assert phases > 0, FAULTS[int(phases)]
     return StoredOutcome(out, count, n, m, all_converged=False)
 
@@ -207,12 +207,15 @@ def test_narrow_rows_share_a_block(harness, m):
 
 
 def division(harness: Any, count: int, n: int, m: int, blocks: int = 0,
-             chip: tuple[int, int, int] | None = None, bulk: bool = False) -> dict[str, int]:
-    """How a batch is divided on a device: by default the H100."""
-    out = (ctypes.c_int64 * 8)()
+             chip: tuple[int, int, int] | None = None, bulk: bool = False,
+             clusters: int = 0) -> dict[str, int]:
+    """How a batch is divided on a device: by default the H100, of which so many blocks fit clusters of any size."""
+    out = (ctypes.c_int64 * 9)()
     size = ctypes.c_int64
-    harness.resident_division(size(count), size(n), size(m), (size * 4)(*(chip or H100), int(bulk)), size(blocks), out)
-    return dict(zip(("groups", "blocks", "way", "resident", "stages", "together", "used", "bulk"), out, strict=True))
+    harness.resident_division(size(count), size(n), size(m), (size * 5)(*(chip or H100), int(bulk), clusters),
+                              size(blocks), out)
+    names = ("groups", "blocks", "way", "resident", "stages", "together", "used", "bulk", "cluster")
+    return dict(zip(names, out, strict=True))
 
 
 #: Multiprocessors, bytes of shared memory for rows, bytes of cache.
@@ -328,6 +331,15 @@ def test_how_a_batch_is_divided(harness, count, n, m, groups, blocks):
         assert least <= got <= most, cut
     assert cut["groups"] * cut["blocks"] <= H100[0]
     assert cut["used"] <= H100[1]
+
+
+def test_medium_groups_are_clusters(harness):
+    """Where the device has them, and enough: else groups meet in global memory, as large ones and blocks alone do."""
+    for count, n, clusters, expected in ((64, 512, 128, 1), (64, 512, 0, 0), (64, 512, 8, 0), (1, 4096, 128, 0),
+                                         (1000, 100, 128, 0)):
+        cut = division(harness, count, n, n, clusters=clusters)
+        assert cut["cluster"] == expected, cut
+        assert not cut["cluster"] or (2 <= cut["blocks"] <= 8 and cut["groups"] * cut["blocks"] <= clusters), cut
 
 
 @pytest.mark.parametrize("chip", [(108, 138_000, 40 << 20), H100, (148, 200_000, 126 << 20), (170, 74_000, 96 << 20)])

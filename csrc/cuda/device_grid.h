@@ -201,6 +201,7 @@ class DeviceGrid {
       shared.group = int(blockIdx.x) / task.blocks;
       shared.index = int(blockIdx.x) % task.blocks;
       shared.count = task.blocks;
+      shared.cluster = task.cluster;
     }
     __syncthreads();
   }
@@ -221,8 +222,14 @@ class DeviceGrid {
  private:
   // Everything that the group's blocks wrote before is seen by all of them after.
   UOT_CODE void wait() {
-    __syncthreads();
     Shared& shared = DeviceBlock().shared();
+#if __CUDA_ARCH__ >= 900
+    if (shared.cluster) {  // all threads of all its blocks; what they wrote anywhere is seen by the others
+      asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
+      return;
+    }
+#endif
+    __syncthreads();
     if (shared.count == 1) return;
     if (threadIdx.x == 0) {
       char* const arrivals = lines_ + kLine * (1 + shared.group);

@@ -149,12 +149,12 @@ template <int C, bool A, bool B = false> struct RowSweep {
           fill_stage(block, work, to, ring + to.stage * kStage, first, least_of(last, first + together));
           to = next_place(to, stages);
         }
-        return;
-      }
-      for (int ahead = 0; ahead < stages - 1; ++ahead) {
-        const int first = resident_end + ahead * together;
-        if (first < last) copy_group(block, work, t, s, first, last, ring + ahead * kStage);
-        block.commit(t);
+      } else {
+        for (int ahead = 0; ahead < stages - 1; ++ahead) {
+          const int first = resident_end + ahead * together;
+          if (first < last) copy_group(block, work, t, s, first, last, ring + ahead * kStage);
+          block.commit(t);
+        }
       }
     });
 

@@ -86,6 +86,7 @@ struct Shared {
   Place place;                                   // of the first group of rows of the next pass
   unsigned expected;        // arrivals at the group's barrier on a device, so far
   int index, count, group;  // of a device's block in its group, of blocks there, of the group
+  bool cluster;             // whether that is one
   Work work;
   Track track;
   Totals totals;
