@@ -52,7 +52,7 @@ def on_the_processor(available, harness, monkeypatch) -> list[tuple[int, int]]:
                 at(data), size(batch_stride), size(row_stride), at(items), size(count), size(n), size(m), at(rows[0]),
                 at(rows[1]), at(cols[0]), at(cols[1]), at(reg), at(start), at(out), int(entropy), int(textbook),
                 size(max_iter), ctypes.c_double(tol), int(synchronous), at(numbers.data_ptr()),
-                (size * 3)(10, 9000, 1 << 20), size(0), ctypes.c_uint64(2))
+                (size * 5)(10, 9000, 1 << 20, 0, 0), size(0), ctypes.c_uint64(2))
 
         def workspace(self, device):
             return 64

@@ -29,6 +29,8 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "csrc/cuda/host_harness.cpp"
 COMPILER = shlex.split(os.environ.get("CXX", "")) or [next(filter(shutil.which, ("c++", "g++", "clang++")), "")]
 INF = math.inf
+FAULTS = {-1: "the blocks did not come to the same decisions", -2: "a wait for a phase that never completes",
+          -3: "a copy to a stage that is still read", -4: "an arrival too many", -5: "a read that was not waited for"}
 #: Numbers of SolverOptions in the order in which the harness takes them.
 OPTIONS = ("anneal_start", "anneal_factor", "anneal_violation", "anneal_accuracy", "anneal_order", "anneal_passes",
            "anderson_depth", "anderson_start", "safeguard", "backtrack", "trust_region", "check_every")
@@ -36,9 +38,9 @@ OPTIONS = ("anneal_start", "anneal_factor", "anneal_violation", "anneal_accuracy
 pytestmark = pytest.mark.skipif(not shutil.which(COMPILER[0]), reason="needs a C++ compiler: c++, g++, clang++ or CXX")
 
 
-def build(place: Path, *flags: str) -> Path:
+def build(place: Path, *flags: str, source: Path = SOURCE) -> Path:
     library = place / "resident.so"
-    command = [*COMPILER, "-std=c++17", "-shared", "-fPIC", "-pthread", *flags, str(SOURCE), "-o", str(library)]
+    command = [*COMPILER, "-std=c++17", "-shared", "-fPIC", "-pthread", *flags, str(source), "-o", str(library)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]
     return library
@@ -57,11 +59,12 @@ def address(tensor: Tensor | None) -> ctypes.c_void_p:
 def run(harness: Any, cost: Tensor, a: Tensor, b: Tensor, reg: float, reg_m: tuple[float, float], reg_type: str = "kl",
         method: str = "auto", max_iter: int = 500, tol: float | None = None, *, start: Tensor | None = None,
         items: Tensor | None = None, blocks: int = 4, groups: int = 1, room: int = 1 << 16, cache: int = 1 << 40,
-        seed: int = 0, options: SolverOptions | None = None) -> StoredOutcome:
+        seed: int = 0, bulk: bool = False,
+        options: SolverOptions | None = None) -> StoredOutcome:
     """Problems of a batch (B, n, m) by the kernel: so many groups of so many blocks, with ``room`` bytes each for rows.
 
-    A cache of fewer bytes than the cost makes rows come from memory.  ``blocks=0``: the planner divides ``groups``
-    blocks.
+    ``bulk``: the device has bulk copies.  A cache of fewer bytes than the cost makes rows come from memory.
+    ``blocks=0``: the planner divides ``groups`` blocks.
     """
     options = options or SolverOptions()
     count, n, m = (cost.shape[0] if items is None else len(items)), *cost.shape[1:]
@@ -77,8 +80,8 @@ def run(harness: Any, cost: Tensor, a: Tensor, b: Tensor, reg: float, reg_m: tup
                    size(m), address(a), address(tau_a), address(b), address(tau_b), address(reg64), address(start),
                    address(out), int(reg_type == "entropy"), int(method == "sinkhorn"), size(max_iter),
                    ctypes.c_double(tol or 0.0), int(tol != 0), address(numbers),
-                   (size * 3)(max(blocks, 1) * groups, room, cache), size(blocks), ctypes.c_uint64(seed))
-    assert phases > 0, "the blocks did not come to the same decisions"
+                   (size * 5)(max(blocks, 1) * groups, room, cache, int(bulk), 0), size(blocks), ctypes.c_uint64(seed))
+    assert phases > 0, FAULTS[int(phases)]
     return StoredOutcome(out, count, n, m, all_converged=False)
 
 
@@ -204,12 +207,15 @@ def test_narrow_rows_share_a_block(harness, m):
 
 
 def division(harness: Any, count: int, n: int, m: int, blocks: int = 0,
-             chip: tuple[int, int, int] | None = None) -> dict[str, int]:
-    """How a batch is divided on a device: by default the H100."""
-    out = (ctypes.c_int64 * 7)()
+             chip: tuple[int, int, int] | None = None, bulk: bool = False,
+             clusters: int = 0) -> dict[str, int]:
+    """How a batch is divided on a device: by default the H100, of which so many blocks fit clusters of any size."""
+    out = (ctypes.c_int64 * 9)()
     size = ctypes.c_int64
-    harness.resident_division(size(count), size(n), size(m), (size * 3)(*(chip or H100)), size(blocks), out)
-    return dict(zip(("groups", "blocks", "way", "resident", "stages", "together", "used"), out, strict=True))
+    harness.resident_division(size(count), size(n), size(m), (size * 5)(*(chip or H100), int(bulk), clusters),
+                              size(blocks), out)
+    names = ("groups", "blocks", "way", "resident", "stages", "together", "used", "bulk", "cluster")
+    return dict(zip(names, out, strict=True))
 
 
 #: Multiprocessors, bytes of shared memory for rows, bytes of cache.
@@ -230,6 +236,61 @@ def test_rows_come_through_a_ring(harness, m):
         assert (cut["way"], cut["stages"]) == (RING, stages)
         assert cut["resident"] == (room - stages * stage) // row // cut["together"] * cut["together"]
         agrees(harness, n, m, holes=stages == 2, blocks=2, room=room, cache=1000, seed=stages, method="sinkhorn")
+
+
+@pytest.mark.parametrize("m", [60, 128, 600, 2044, 3000, 4096, 4100, 8192])
+def test_bulk_copies_fill_the_ring(harness, m):
+    """The bits of the other ring, whatever the stages, the passes and the gaps between rows."""
+    row, stage = 4 * m, 4 * 512 * 4 * (8 if 2048 < m <= 4096 else 4)
+    for stages in (2, 3, 4):
+        room = stages * stage + (stage // 2 if stages < 4 else 33 * row)
+        n = 2 * (room // row) + 7 + (2 * 11 * (stages + 1) * (stage // row + 1) if 1024 < m <= 4096 else 0)
+        cut = division(harness, 1, n, m, 2, (2, room, 1000), bulk=True)
+        assert (cut["way"], cut["stages"], cut["bulk"]) == (RING, stages, 1)
+        cost, a, b = problem(random.Random(m), n, m + 4 * (stages % 2), both_exact=False, holes=stages == 2)
+        case = cost[..., :m], a, b[..., :m]
+        how = {"max_iter": 3, "tol": 0.0, "method": "sinkhorn", "blocks": 2, "room": room, "cache": 1000}
+        bulk, other = (run(harness, *case, 0.05, (0.5, 2.0), bulk=on, seed=stages + on, **how) for on in (True, False))
+        for one, wanted in zip(vectors(bulk), vectors(other), strict=True):
+            assert torch.equal(one, wanted)
+
+
+#: What the ring of bulk copies needs, what stands there instead, and the fault that it is.
+MUTATIONS = [
+    ("ring.h", "  block.wait_empty(at.stage, at.parity ^ 1u);\n", "", -3),
+    ("ring.h", "wait_empty(at.stage, at.parity ^ 1u)", "wait_empty(at.stage, at.parity)", -2),
+    ("ring.h", "expect(at.stage, bytes)", "expect(at.stage, bytes + 16)", -2),
+    ("ring.h", "expect(at.stage, bytes)", "expect(at.stage, row_bytes)", -2),
+    ("ring.h", "Place{at.stage - 1, at.parity ^ 1u}", "Place{at.stage - 1, at.parity}", -2),
+    ("rows.h", "wait_full(t, place.stage, place.parity)", "wait_full(t, place.stage, place.parity ^ 1u)", -5),
+    ("rows.h", "            block.wait_full(t, place.stage, place.parity);\n", "", -5),
+    ("rows.h", "            block.release(t, place.stage);\n", "", -2),
+    ("rows.h", "block.release(t, place.stage);", "block.release(t, place.stage), block.release(t, place.stage);", -4),
+    ("rows.h", "if (t == 0) shared.place = place;", "(void)t;", -2),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("file", "text", "instead", "fault"), MUTATIONS)
+def test_a_broken_ring_is_noticed(tmp_path, file, text, instead, fault):
+    """Each of what would hang a device, or read what has not come, is told of here."""
+    shutil.copytree(ROOT / "csrc", tmp_path / "csrc")
+    broken = tmp_path / "csrc/cuda" / file
+    whole = broken.read_text()
+    assert whole.count(text) == 1
+    broken.write_text(whole.replace(text, instead))
+    library = build(tmp_path, "-O0", source=tmp_path / "csrc/cuda/host_harness.cpp")
+    cost, a, b = problem(random.Random(1), 300, 600, both_exact=False, holes=False)
+    with pytest.raises(AssertionError, match=FAULTS[fault]):
+        run(ctypes.CDLL(str(library)), cost, a, b, 0.05, (0.5, 2.0), max_iter=2, tol=0.0, blocks=2, bulk=True,
+            room=70_000, cache=1000, method="sinkhorn")
+
+
+def test_bulk_copies_are_for_aligned_rows(harness):
+    for m, way, bulk in ((1000, RING, 1), (1001, RING, 0), (20_000, PANELS, 0), (4096, AHEAD, 0)):
+        cut = division(harness, 1, 5000, m, chip=(132, 100_000, 50 << 20), bulk=True)
+        assert (cut["way"], cut["bulk"]) == (way, bulk)
+        assert division(harness, 1, 5000, m, chip=(132, 100_000, 50 << 20))["bulk"] == 0
 
 
 @pytest.mark.parametrize(("n", "m"), [(3, 8193), (70, 8196), (9, 12_289), (2, 16_384), (5, 16_387), (1, 40_000)])
@@ -270,6 +331,15 @@ def test_how_a_batch_is_divided(harness, count, n, m, groups, blocks):
         assert least <= got <= most, cut
     assert cut["groups"] * cut["blocks"] <= H100[0]
     assert cut["used"] <= H100[1]
+
+
+def test_medium_groups_are_clusters(harness):
+    """Where the device has them, and enough: else groups meet in global memory, as large ones and blocks alone do."""
+    for count, n, clusters, expected in ((64, 512, 128, 1), (64, 512, 0, 0), (64, 512, 8, 0), (1, 4096, 128, 0),
+                                         (1000, 100, 128, 0)):
+        cut = division(harness, count, n, n, clusters=clusters)
+        assert cut["cluster"] == expected, cut
+        assert not cut["cluster"] or (2 <= cut["blocks"] <= 8 and cut["groups"] * cut["blocks"] <= clusters), cut
 
 
 @pytest.mark.parametrize("chip", [(108, 138_000, 40 << 20), H100, (148, 200_000, 126 << 20), (170, 74_000, 96 << 20)])

@@ -5,11 +5,6 @@
 
 namespace uot::resident {
 
-struct ColumnThread {
-  double sum, log_v, mass, log_mass, residual, g, lse, answer, wanted;
-  bool alive, weak;
-};
-
 // Log-weight of a column that takes part, -inf for one that does not.
 UOT_CODE double live_weight(const Work& work, int j) {
   const bool takes_part = work.mass_b[j] > 0 && !(work.ws.col_flags[j] & kDropped);
@@ -31,25 +26,23 @@ UOT_CODE double shown(const Work& work, int j, double g) {
 }
 
 // The lse, the answer and the marginal that belong to a column's sum.
-UOT_CODE void answer_column(const Track& track, ColumnThread& s, double log_sum) {
-  s.lse = s.alive ? log_sum + track.shift - s.log_v : -kInfinity;
-  s.answer = s.alive ? track.cols.step * (s.residual - s.lse) : s.g;
+UOT_CODE void answer_column(const Work& work, const Track& track, int j, ColumnState& s, double log_sum) {
+  const double residual = work.task.entropy ? work.ws.log_mass_b[j] : 0.0;
+  s.lse = s.alive() ? log_sum + track.shift - s.log_v : -kInfinity;
+  s.answer = s.alive() ? track.cols.step * (residual - s.lse) : s.g;
 }
 
 // A unit's columns flagged `weak` once more, with a running maximum: log sum e^(log u - C / eps) to s.lse.
-template <class Block, class States>
-UOT_CODE void exact_columns(Block& block, const Work& work, States& states, Scale scale, int begin, int width) {
+template <class Block>
+UOT_CODE void exact_columns(Block& block, const Work& work, Scale scale, int begin, int width) {
   auto& part = block.shared().column;
+  auto& state = block.shared().columns;
   const int columns = int(work.task.cut.unit_columns), lanes = kThreads / columns;
-  auto& wanted = block.shared().sum;  // free between two passes over rows
-  block.each(states, [&](int t, auto& s) {
-    if (t < width) wanted[t] = s.weak ? 1.0f : 0.0f;
-  });
   block.each([&](int t) {
     const int c = t % columns, lane = t / columns;
     float anchor = 0, sum = 0;
     bool any = false;
-    if (lane < lanes && c < width && wanted[c] != 0.0f) {
+    if (lane < lanes && c < width && state[c].weak) {
       for (int i = lane; i < work.task.cut.n; i += lanes) {
         const Split u = split_exponent(work.ws.log_u[i]);
         const float cost = work.row(i)[begin + c], power = power_of(cost, scale, u.exponent);
@@ -68,8 +61,8 @@ UOT_CODE void exact_columns(Block& block, const Work& work, States& states, Scal
     part.anchor[t] = any || sum != sum ? anchor : kNegInf;
     part.sum[t] = sum;
   });
-  block.each(states, [&](int t, auto& s) {
-    if (t >= width || !s.weak) return;
+  block.each([&](int t) {
+    if (t >= width || !state[t].weak) return;
     float anchor = kNegInf;
     double sum = 0;
     for (int lane = 0; lane < lanes; ++lane) anchor = fmaxf(anchor, part.anchor[lane * columns + t]);
@@ -77,7 +70,7 @@ UOT_CODE void exact_columns(Block& block, const Work& work, States& states, Scal
       const float here = part.anchor[lane * columns + t];
       if (here > kNegInf) sum += double(part.sum[lane * columns + t]) * double(exp2_of(here - anchor));
     }
-    s.lse = sum == 0 ? -kInfinity : (double(anchor) + log2(sum)) * kLn2;
+    state[t].lse = sum == 0 ? -kInfinity : (double(anchor) + log2(sum)) * kLn2;
   });
 }
 
@@ -115,7 +108,6 @@ UOT_PHASE void merge_columns(Block block) {
   });
   const double weak_below = fmax(kWeak, double(cut.n) * kLostTerms * exp2((top - track.shift) * kLog2E));
   const int columns = int(cut.unit_columns), lanes = kThreads / columns;
-  typename Block::template Threads<ColumnThread> states(block);
 
   for (int unit = block.index(); unit < cut.column_units; unit += block.count()) {
     const int begin = unit * columns;
@@ -124,38 +116,38 @@ UOT_PHASE void merge_columns(Block block) {
     block.each([&](int t) {
       const int c = t % columns, lane = t / columns;
       double sum = 0;
-      if (lane < lanes && c < width)
-        for (int p = lane; p < cut.partials(); p += lanes)
-          sum += double(ws.partial[int64_t(p) * cut.pitch + begin + c]);
+      if (lane < lanes && c < width) {
+        const float* part = ws.partial + int64_t(lane) * cut.pitch + begin + c;
+        const int64_t apart = int64_t(lanes) * cut.pitch;
+        for (int p = lane; p < cut.partials(); p += lanes, part += apart) sum += double(*part);
+      }
       shared.unit.lanes[t] = sum;
     });
-    block.each(states, [&](int t, auto& s) {
-      s.weak = false;
+    block.each([&](int t) {
       if (t >= width) return;
       const int j = begin + t;
+      ColumnState s;
       s.g = ws.g[pass & 1][j];
-      s.mass = work.mass_b[j];
-      s.log_mass = ws.log_mass_b[j];
-      s.residual = work.task.entropy ? s.log_mass : 0.0;
       s.log_v = everyone ? s.g / track.eps : live_weight(work, j) + s.g / track.eps;
-      s.alive = s.log_v > -kHuge;
       s.sum = 0;
       for (int lane = 0; lane < lanes; ++lane) s.sum += shared.unit.lanes[lane * columns + t];
       const double power = s.log_v * kLog2E;
-      if (s.alive) s.sum *= exp2(power - floor(power));
-      s.weak = s.alive && !(s.sum >= weak_below && s.sum <= 1 / kWeak);
-      answer_column(track, s, s.weak ? 0.0 : log(s.sum));
+      if (s.alive()) s.sum *= exp2(power - floor(power));
+      s.weak = s.alive() && !(s.sum >= weak_below && s.sum <= 1 / kWeak);
+      answer_column(work, track, j, s, s.weak ? 0.0 : log(s.sum));
+      shared.columns[t] = s;
     });
-    if (block.any(states, [&](int, auto& s) { return s.weak; })) {
-      exact_columns(block, work, states, split_scale(track.eps), begin, width);
-      block.each(states, [&](int t, auto& s) {
-        if (t >= width || !s.weak) return;
+    if (block.any([&](int t) { return t < width && shared.columns[t].weak; })) {
+      exact_columns(block, work, split_scale(track.eps), begin, width);
+      block.each([&](int t) {
+        if (t >= width || !shared.columns[t].weak) return;
+        ColumnState& s = shared.columns[t];
         const double log_sum = s.lse + s.log_v - track.shift;
         s.sum = exp(log_sum);
-        answer_column(track, s, log_sum);
+        answer_column(work, track, begin + t, s, log_sum);
       });
     }
-    block.each(states, [&](int t, auto& s) {
+    block.each([&](int t) {
       for (int at = t; at < (vectors - 3) * columns; at += kThreads) {
         const int k = at / columns, here = at % columns;
         if (here < width)
@@ -164,26 +156,28 @@ UOT_PHASE void merge_columns(Block block) {
       }
       if (t >= width) return;
       const int j = begin + t;
-      bool live = live_weight(work, j) > -kHuge;
-      if (s.alive && !(fabs(s.answer) < kInfinity)) {
+      const double mass = work.mass_b[j];
+      ColumnState& s = shared.columns[t];
+      bool live = live_weight(work, j) > -kHuge, alive = s.alive();
+      if (alive && !(fabs(s.answer) < kInfinity)) {
         if (live) {  // takes no part from here on
           ws.col_flags[j] |= kDropped | (ws.col_flags[j] & kReaches ? kIsLost : 0);
-          s.alive = live = false;
+          alive = live = false;
           s.lse = -kInfinity;
         }
         s.answer = s.g;
       }
-      const double plan = s.alive ? s.sum * track.scale : 0.0, live_mass = live || track.cols.exact ? s.mass : 0.0;
-      s.wanted = asked(live_mass, s.g, track.cols.rate);
+      const double plan = alive ? s.sum * track.scale : 0.0, live_mass = live || track.cols.exact ? mass : 0.0;
+      const double wanted = asked(live_mass, s.g, track.cols.rate);
       const double g = shown(work, j, s.g), last = pass > 0 ? ws.col_lse[(pass + 1) & 1][j] : 0.0;
-      const double marginal = before && s.alive ? exp(s.log_v + last) : 0.0;
-      v[kPeak][t] = v[kTotal][t] = log_term(live ? s.log_mass : -kInfinity, s.answer, track.cols.rate);
+      const double marginal = before && alive ? exp(s.log_v + last) : 0.0;
+      v[kPeak][t] = v[kTotal][t] = log_term(live ? ws.log_mass_b[j] : -kInfinity, s.answer, track.cols.rate);
       v[kSize][t] = fabs(g) < kInfinity ? fabs(g) : 0.0;
       v[kExtra][t] = 0.0;
       v[kMass][t] = plan;
-      v[kDeviation][t] = fabs(plan - s.wanted);
+      v[kDeviation][t] = fabs(plan - wanted);
       v[kBeforeMass][t] = marginal;
-      v[kBeforeDeviation][t] = before ? fabs(marginal - asked(s.mass, g, track.cols.rate)) : 0.0;
+      v[kBeforeDeviation][t] = before ? fabs(marginal - asked(mass, g, track.cols.rate)) : 0.0;
       v[kLost][t] = ws.col_flags[j] & kIsLost ? 1.0 : 0.0;
       if (vectors) {
         const double residual = live ? s.answer - s.g : 0.0, image = live ? s.answer : s.g;
@@ -191,7 +185,7 @@ UOT_PHASE void merge_columns(Block block) {
         v[kTallies][t] = live ? 1.0 : 0.0;
         v[kTallies + vectors - 2][t] = residual - ws.last_residual[j];
         v[kTallies + vectors - 1][t] = residual;
-        v[kTallies + vectors][t] = s.wanted;
+        v[kTallies + vectors][t] = wanted;
         v[kExtra][t] = length < kInfinity ? length : 0.0;
       }
       ws.col_lse[pass & 1][j] = s.lse;

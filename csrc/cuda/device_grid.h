@@ -40,6 +40,7 @@ class DeviceBlock {
   template <class S, class F> UOT_CODE double max(Threads<S>& states, F f) {
     return max([&](int t) { return f(t, states.state); });
   }
+  template <class F> UOT_CODE bool any(F f) { return __syncthreads_or(f(int(threadIdx.x))); }
   template <class S, class F> UOT_CODE bool any(Threads<S>& states, F f) {
     return __syncthreads_or(f(int(threadIdx.x), states.state));
   }
@@ -58,6 +59,46 @@ class DeviceBlock {
     if (younger == 0) asm volatile("cp.async.wait_group 0;" ::: "memory");
     else if (younger == 1) asm volatile("cp.async.wait_group 1;" ::: "memory");
     else asm volatile("cp.async.wait_group 2;" ::: "memory");
+  }
+
+  // The ring of bulk copies, see ring.h.  One thread fills: it announces bytes and sends for them, 16 at least.
+  UOT_CODE void begin_ring() const {
+    for (int stage = 0; stage < kMaxStages; ++stage) {
+      asm volatile("mbarrier.init.shared.b64 [%0], 1;" ::"r"(in_shared(&shared().full[stage])) : "memory");
+      asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(in_shared(&shared().empty[stage])), "r"(kWarps)
+                   : "memory");
+    }
+    shared().place = {0, 0};
+#if __CUDA_ARCH__ >= 900
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");  // what copies see of them
+#endif
+  }
+  UOT_CODE void expect(int stage, unsigned bytes) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(in_shared(&shared().full[stage])),
+                 "r"(bytes)
+                 : "memory");
+#else
+    __trap();  // the planner has no bulk copies below sm_90
+#endif
+  }
+  UOT_CODE void copy_bulk(int stage, float* to, const float* from, unsigned bytes) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+                     in_shared(to)),
+                 "l"(from), "r"(bytes), "r"(in_shared(&shared().full[stage]))
+                 : "memory");
+#endif
+  }
+  UOT_CODE void wait_full(int, int stage, unsigned parity) { wait_phase(&shared().full[stage], parity); }
+  UOT_CODE void wait_empty(int stage, unsigned parity) { wait_phase(&shared().empty[stage], parity); }
+  // The thread has read what it wants of a stage; a warp's threads say so together.
+  UOT_CODE void release(int t, int stage) {
+    __syncwarp();
+    if (t % 32 == 0)
+      asm volatile("{\n.reg .b64 state;\nmbarrier.arrive.shared.b64 state, [%0];\n}" ::"r"(
+                       in_shared(&shared().empty[stage]))
+                   : "memory");
   }
 
   template <class S> UOT_CODE void team_max(Threads<S>& states, int warps) {
@@ -127,6 +168,23 @@ class DeviceBlock {
     return value;
   }
 
+  static UOT_CODE unsigned in_shared(const void* at) { return unsigned(__cvta_generic_to_shared(at)); }
+
+  // Until the phase of this parity is complete; what was written before its arrivals is seen from here on.
+  static UOT_CODE void wait_phase(const uint64_t* barrier, unsigned parity) {
+#if __CUDA_ARCH__ >= 900
+    unsigned done;
+    do {
+      asm volatile(
+          "{\n.reg .pred done;\nmbarrier.try_wait.parity.shared::cta.b64 done, [%1], %2;\n"
+          "selp.u32 %0, 1, 0, done;\n}"
+          : "=r"(done)
+          : "r"(in_shared(barrier)), "r"(parity)
+          : "memory");
+    } while (!done);
+#endif
+  }
+
   int turn_ = 0;
 };
 
@@ -139,9 +197,11 @@ class DeviceGrid {
     Shared& shared = DeviceBlock().shared();
     if (threadIdx.x == 0) {
       shared.expected = 0;
+      DeviceBlock().begin_ring();
       shared.group = int(blockIdx.x) / task.blocks;
       shared.index = int(blockIdx.x) % task.blocks;
       shared.count = task.blocks;
+      shared.cluster = task.cluster;
     }
     __syncthreads();
   }
@@ -162,8 +222,14 @@ class DeviceGrid {
  private:
   // Everything that the group's blocks wrote before is seen by all of them after.
   UOT_CODE void wait() {
-    __syncthreads();
     Shared& shared = DeviceBlock().shared();
+#if __CUDA_ARCH__ >= 900
+    if (shared.cluster) {  // all threads of all its blocks; what they wrote anywhere is seen by the others
+      asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
+      return;
+    }
+#endif
+    __syncthreads();
     if (shared.count == 1) return;
     if (threadIdx.x == 0) {
       char* const arrivals = lines_ + kLine * (1 + shared.group);

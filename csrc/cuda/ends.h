@@ -152,7 +152,8 @@ template <class Block> UOT_PHASE void begin_problem(Block block) {
   });
   own_columns(block, cut, [&](int j) {
     bool reaches = false;
-    for (int p = 0; p < cut.row_blocks && !reaches; ++p) reaches = ws.partial[int64_t(p) * cut.pitch + j] > 0;
+    const float* part = ws.partial + j;
+    for (int p = 0; p < cut.row_blocks && !reaches; ++p, part += cut.pitch) reaches = *part > 0;
     ws.col_flags[j] = reaches ? kReaches : 0;
     ws.log_mass_b[j] = log(work.mass_b[j]);
     const double g = task.start ? task.start[work.index * cut.m + j] : 0.0;
@@ -215,18 +216,20 @@ template <class Block> UOT_PHASE void answer_columns(Block block) {
   const Layout& cut = work.task.cut;
   const Workspace& ws = work.ws;
   const Answers& out = work.task.out;
-  typename Block::template Threads<ColumnThread> states(block);
+  auto& state = block.shared().columns;
   for (int unit = block.index(); unit < cut.column_units; unit += block.count()) {
     const int begin = unit * cut.unit_columns;
     const int width = least_of(cut.unit_columns, cut.m - begin);
-    block.each(states, [&](int t, auto& s) {
-      s.weak = t < width && !(live_weight(work, begin + t) > -kHuge);
-      s.lse = t < width ? ws.col_lse[(pass + track.confirmed) & 1][begin + t] : 0.0;
-    });
-    if (block.any(states, [&](int, auto& s) { return s.weak; }))
-      exact_columns(block, work, states, split_scale(track.eps), begin, width);
-    block.each(states, [&](int t, auto& s) {
+    block.each([&](int t) {
       if (t >= width) return;
+      state[t].weak = !(live_weight(work, begin + t) > -kHuge);
+      state[t].lse = ws.col_lse[(pass + track.confirmed) & 1][begin + t];
+    });
+    if (block.any([&](int t) { return t < width && state[t].weak; }))
+      exact_columns(block, work, split_scale(track.eps), begin, width);
+    block.each([&](int t) {
+      if (t >= width) return;
+      const ColumnState& s = state[t];
       const int j = begin + t;
       const int64_t to = work.index * cut.m + j;
       const double residual = work.task.entropy ? ws.log_mass_b[j] : 0.0, mass = work.mass_b[j];

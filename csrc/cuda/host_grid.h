@@ -13,7 +13,7 @@
 #include <random>
 #include <vector>
 
-#include "resident.h"
+#include "host_ring.h"
 
 namespace uot::resident {
 
@@ -29,9 +29,11 @@ class HostBlock {
 
   HostBlock(int index, int count, int64_t room, const std::vector<int>& order)
       : index_(index), count_(count), order_(order), shared_(new Shared),
-        rows_(new float[size_t(room) / sizeof(float)]), copies_(new std::deque<Copy>[kThreads]) {
+        rows_(new float[size_t(room) / sizeof(float)]), copies_(new std::deque<Copy>[kThreads]),
+        ring_(new HostRing) {
     std::memset(static_cast<void*>(shared_.get()), 0xff, sizeof(Shared));
     std::fill_n(rows_.get(), size_t(room) / sizeof(float), std::nanf(""));
+    shared_->place = {0, 0};
   }
 
   int index() const { return index_; }
@@ -59,8 +61,11 @@ class HostBlock {
   template <class S, class F> double max(Threads<S>& states, F f) {
     return max([&](int t) { return f(t, states[size_t(t)]); });
   }
+  template <class F> bool any(F f) {
+    return max([&](int t) { return f(t) ? 1.0 : 0.0; }) > 0;
+  }
   template <class S, class F> bool any(Threads<S>& states, F f) {
-    return max([&](int t) { return f(t, states[size_t(t)]) ? 1.0 : 0.0; }) > 0;
+    return any([&](int t) { return f(t, states[size_t(t)]); });
   }
   // Copies to shared memory that come as late as may be; what is there before them is NaN meanwhile.
   void copy_four(int t, float* to, const float* from) {
@@ -80,6 +85,14 @@ class HostBlock {
       else --commits;
     }
   }
+
+  // The ring of bulk copies: see ring.h.
+  void expect(int stage, unsigned bytes) { ring_->expect(stage, bytes); }
+  void copy_bulk(int stage, float* to, const float* from, unsigned bytes) { ring_->copy(stage, to, from, bytes); }
+  void wait_full(int t, int stage, unsigned parity) { ring_->wait_full(t, stage, parity); }
+  void wait_empty(int stage, unsigned parity) { ring_->wait_empty(stage, parity); }
+  void release(int t, int stage) { ring_->release(t, stage); }
+  Fault fault() const { return ring_->fault(); }
 
   // The largest `peak` of a team of so many warps, to all of its threads.
   template <class S> void team_max(Threads<S>& states, int warps) {
@@ -127,6 +140,7 @@ class HostBlock {
   std::shared_ptr<Shared> shared_;
   std::shared_ptr<float[]> rows_;
   std::shared_ptr<std::deque<Copy>[]> copies_;
+  std::shared_ptr<HostRing> ring_;
 };
 
 class HostGrid {
@@ -153,6 +167,12 @@ class HostGrid {
   int number() const { return number_; }
   int64_t draw() { return queue_++; }
   int64_t phases() const { return phases_; }
+  // What a block's ring was first used wrongly for.
+  Fault fault() const {
+    for (const auto& block : blocks_)
+      if (block->fault() != kNone) return block->fault();
+    return kNone;
+  }
   // Whether every block came to the same decisions.
   bool agree() const {
     return std::all_of(blocks_.begin(), blocks_.end(), [&](const auto& block) {

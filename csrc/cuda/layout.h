@@ -16,6 +16,7 @@ constexpr int kMaxColumns = 1 << 24;
 // Rows or columns that are finished together, a thread each: a unit.
 constexpr int kUnit = 64;
 constexpr int kMaxStages = 4;  // of the ring
+constexpr int kMaxCluster = 8;  // blocks of a cluster that every device with clusters has
 
 // How rows that are not resident reach the threads.
 enum class Way {

@@ -44,10 +44,13 @@ template <class Sweep, class Grid> UOT_CODE void solve_all(Grid& grid, const Tas
 }
 
 // f of the pass that a division asks for.
-template <class F> auto with_sweep(Way way, int m, F f) {
+template <class F> auto with_sweep(Way way, bool bulk, int m, F f) {
   if (way == Way::kPanels) return f(PanelSweep{});
   const int chunks = chunks_of(m);
   if (way == Way::kAhead) return chunks == 1 ? f(RowSweep<1, true>{}) : f(RowSweep<2, true>{});
+  if (bulk)
+    return chunks == 1 ? f(RowSweep<1, false, true>{})
+                       : chunks == 2 ? f(RowSweep<2, false, true>{}) : f(RowSweep<4, false, true>{});
   return chunks == 1 ? f(RowSweep<1, false>{}) : chunks == 2 ? f(RowSweep<2, false>{}) : f(RowSweep<4, false>{});
 }
 

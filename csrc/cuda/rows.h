@@ -1,7 +1,7 @@
 // The pass over a block's rows: their log-sum-exps, and what they add to every column.
 #pragma once
 
-#include "row.h"
+#include "ring.h"
 
 namespace uot::resident {
 
@@ -9,8 +9,10 @@ namespace uot::resident {
 // (Way::kAhead), else they come through the ring, or where there is none just so (Way::kRing).
 template <int C, bool A> struct RowThread {
   static constexpr int R = rows_together(C);
+  // Rows of the next group on their way: with two chunks the last one has no registers until its group is at work.
+  static constexpr int kNext = !A ? 1 : C == 1 ? R : R - 1;
   float exponent[4 * C], mantissa[4 * C], sum[4 * C];  // of v, and the columns' sums
-  float now[R][4 * C], next[A ? R : 1][4 * C];         // rows in work, and on their way
+  float now[R][4 * C], next[kNext][4 * C];         // rows in work, and on their way
   float row[4 * C];                                    // a row that is done again
   float part[R], scale[R], peak;
   int column, team;   // its first column, and which rows of a group it has
@@ -90,9 +92,9 @@ UOT_CODE void work_group(Block& block, States& states, Scale scale, float dampin
   });
 }
 
-// Phase A of a pass.
-template <int C, bool A> struct RowSweep {
-  static constexpr int R = rows_together(C), kStage = 4 * C * R * kThreads;
+// Phase A of a pass.  B: bulk copies fill the ring.
+template <int C, bool A, bool B = false> struct RowSweep {
+  static constexpr int R = rows_together(C), kStage = 4 * C * R * kThreads, kNext = RowThread<C, A>::kNext;
   static constexpr bool kTeams = C == 1 && !A;  // whether rows may be narrower than the block
 
   // Copies a thread's entries of the group of rows from `first` on to a stage of the ring.
@@ -122,27 +124,37 @@ template <int C, bool A> struct RowSweep {
     const Scale scale = split_scale(track.eps);
     const float damping = float(track.rows.damping);
     typename Block::template Threads<RowThread<C, A>> states(block);
-    const int m = cut.m, pitch = cut.pitch, resident_end = begin + cut.resident_rows;
+    const int resident_end = begin + cut.resident_rows;
     const int team_warps = kTeams ? cut.team_warps : kWarps, together = kTeams ? cut.together : R;
     const int stages = A ? 0 : cut.stages, last = row_end(block);
     const int64_t stride = work.task.row_stride;
     // Behind the last row it is read again, for nothing.
-    const auto load_group = [&](int first, int stop, auto& s, float (*out)[4 * C]) {
+    const auto load_next = [&](int row, int count, int stop, auto& s, float (*out)[4 * C]) {
       UOT_UNROLL
-      for (int r = 0; r < R; ++r) {
-        load_cost<C>(s.from, s.column, m, true, out[r]);
-        s.from += first + r + 1 < stop ? stride : 0;
+      for (int r = 0; r < count; ++r) {
+        load_cost<C>(s.from, s.column, cut.m, true, out[r]);
+        s.from += row + r + 1 < stop ? stride : 0;
       }
     };
-    float* const ring = block.rows() + int64_t(cut.resident_rows) * pitch;
+    float* const ring = block.rows() + int64_t(cut.resident_rows) * cut.pitch;
     int stage = 0;  // of the ring: where the next group of rows lies
+    Place place = shared.place;
     block.alone(states, [&](int t, auto& s) {
       s.team = kTeams ? t / (32 * team_warps) : 0;
       s.column = column_of(t - 32 * team_warps * s.team, 0);
-      for (int ahead = 0; ahead < stages - 1; ++ahead) {
-        const int first = resident_end + ahead * together;
-        if (first < last) copy_group(block, work, t, s, first, last, ring + ahead * kStage);
-        block.commit(t);
+      if constexpr (B) {
+        if (t > 0) return;
+        Place to = place;
+        for (int first = resident_end, k = 1; k < stages && first < last; first += together, ++k) {
+          fill_stage(block, work, to, ring + to.stage * kStage, first, least_of(last, first + together));
+          to = next_place(to, stages);
+        }
+      } else {
+        for (int ahead = 0; ahead < stages - 1; ++ahead) {
+          const int first = resident_end + ahead * together;
+          if (first < last) copy_group(block, work, t, s, first, last, ring + ahead * kStage);
+          block.commit(t);
+        }
       }
     });
 
@@ -169,7 +181,7 @@ template <int C, bool A> struct RowSweep {
       if constexpr (A)
         block.alone(states, [&](int, auto& s) {
           s.from = work.row(least_of(streamed, stop - 1));
-          load_group(streamed, stop, s, s.next);
+          load_next(streamed, kNext, stop, s, s.next);
         });
       while (held < resident || streamed < stop) {
         const bool from_shared = held < resident && (held - span <= streamed - resident || streamed >= stop);
@@ -178,15 +190,28 @@ template <int C, bool A> struct RowSweep {
           if (from_shared) {
             UOT_UNROLL
             for (int r = 0; r < R; ++r)
-              load_held<C>(block.rows() + (least_of(held + mine + r, resident - 1) - begin) * pitch, s.column, m,
-                           s.now[r]);
+              load_held<C>(block.rows() + (least_of(held + mine + r, resident - 1) - begin) * cut.pitch, s.column,
+                           cut.m, s.now[r]);
           } else if constexpr (A) {
             UOT_UNROLL
-            for (int r = 0; r < R; ++r) {
+            for (int r = 0; r < kNext; ++r) {
               UOT_UNROLL
               for (int e = 0; e < 4 * C; ++e) s.now[r][e] = s.next[r][e];
             }
-            load_group(streamed + R, stop, s, s.next);
+            load_next(streamed + kNext, R - kNext, stop, s, s.now + kNext);
+            load_next(streamed + R, kNext, stop, s, s.next);
+          } else if constexpr (B) {
+            block.wait_full(t, place.stage, place.parity);
+            // Behind the last row lies what was there before, for nothing.
+            UOT_UNROLL
+            for (int r = 0; r < R; ++r)
+              load_held<C>(ring + place.stage * kStage + (mine + r) * cut.pitch, s.column, cut.m, s.now[r]);
+            block.release(t, place.stage);
+            const int first = streamed + (stages - 1) * together;
+            if (t == 0 && first < last) {
+              const Place to = last_place(place, stages);
+              fill_stage(block, work, to, ring + to.stage * kStage, first, least_of(last, first + together));
+            }
           } else if (stages > 0) {
             block.wait_copies(t, stages - 2);
             UOT_UNROLL
@@ -199,11 +224,16 @@ template <int C, bool A> struct RowSweep {
           } else {
             UOT_UNROLL
             for (int r = 0; r < R; ++r)
-              load_cost<C>(work.row(least_of(streamed + mine + r, stop - 1)), s.column, m, work.task.wide, s.now[r]);
+              load_cost<C>(work.row(least_of(streamed + mine + r, stop - 1)), s.column, cut.m, work.task.wide,
+                           s.now[r]);
           }
         });
         const int first = from_shared ? held : streamed;
-        if (!from_shared) stage = stage + 1 < stages ? stage + 1 : 0;
+        if constexpr (B) {
+          if (!from_shared) place = next_place(place, stages);
+        } else if (!from_shared) {
+          stage = stage + 1 < stages ? stage + 1 : 0;
+        }
         work_group<C>(block, states, scale, damping, first - span, (from_shared ? resident : stop) - span, team_warps);
         (from_shared ? held : streamed) += together;
       }
@@ -227,6 +257,10 @@ template <int C, bool A> struct RowSweep {
       finish_rows(block, work, shared.first, width, work.pass, wants_pair(work, track, work.pass),
                   block.index() * cut.units_per_block + (shared.first - row_begin(block)) / kUnit);
     }
+    if constexpr (B)
+      block.each([&](int t) {
+        if (t == 0) shared.place = place;
+      });
   }
 };
 

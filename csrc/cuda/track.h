@@ -68,9 +68,25 @@ struct Totals {
 constexpr int kLanes = 8, kTallyLanes = 4;  // threads that add up one number of C and of a unit
 constexpr int kVectorRows = kTallies + kMaxVectors + 1;
 
+// A column between two barriers of B: here, because the registers of some variants are all taken.
+struct ColumnState {
+  double sum, log_v, g, lse, answer;
+  bool weak;
+  UOT_CODE bool alive() const { return log_v > -kHuge; }
+};
+
+// Where the ring of bulk copies stands: a stage, and the parity of its phase.  See ring.h.
+struct Place {
+  int stage;
+  unsigned parity;
+};
+
 struct Shared {
+  uint64_t full[kMaxStages], empty[kMaxStages];  // barriers of the ring, on a device
+  Place place;                                   // of the first group of rows of the next pass
   unsigned expected;        // arrivals at the group's barrier on a device, so far
   int index, count, group;  // of a device's block in its group, of blocks there, of the group
+  bool cluster;             // whether that is one
   Work work;
   Track track;
   Totals totals;
@@ -80,6 +96,7 @@ struct Shared {
   // What threads hand to each other: row sums of warps; doubles of warps; one number.
   float row_part[2][4][kWarps];
   double warp_part[kWarps];
+  ColumnState columns[kUnit];
   union {
     struct {
       double vectors[kVectorRows][kUnit];  // kTallies, Anderson's, their weight

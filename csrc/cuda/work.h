@@ -95,6 +95,7 @@ struct Task {
   bool wide;  // rows can be read 16 bytes at a time
   Layout cut;
   int groups, blocks;  // so many groups of so many blocks solve a problem each at a time
+  bool cluster;        // whether a group is a cluster
   char* memory;
   int64_t group_bytes;  // of the memory
 };
