@@ -158,7 +158,7 @@ class Backend(ABC):
             product += torch.bmm(weight.mT, factor)
 
     def fresh(self, memory: Tensor) -> Tensor:
-        """Memory for a whole cost, or its gradient, that nothing has been written to; as it is best written, or as is."""
+        """Memory for a whole cost, or its gradient, that nothing was written to yet: as it is best written."""
         return memory
 
     def weigh_cost(self, cost: Tensor, log_u: Tensor, log_v: Tensor, reg: Tensor, left: Tensor | None,
