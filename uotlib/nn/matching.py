@@ -31,7 +31,7 @@ class Matching:
         >>> from uotlib.nn import FeatureTransport
         >>> x, z = torch.eye(3), torch.eye(3)[[2, 0, 1]]
         >>> matching = FeatureTransport(reg=1e-3, reg_m=1.0)(x, z)
-        >>> matching.warp(torch.tensor([[20.0], [0.0], [10.0]]))
+        >>> matching.warp(torch.tensor([[20.0], [0.0], [10.0]])).round(decimals=3)
         tensor([[ 0.],
                 [10.],
                 [20.]])
