@@ -40,3 +40,11 @@ def backend(request: pytest.FixtureRequest) -> str:
     if reason is not None:
         pytest.skip(f"backend {request.param}: {reason}")
     return request.param
+
+
+@pytest.fixture(scope="session")
+def harness(tmp_path_factory):
+    """The resident kernel's code, compiled for the processor."""
+    from cuda_harness import built
+
+    return built(tmp_path_factory.mktemp("harness"))

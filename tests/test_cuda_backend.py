@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_cuda_host import COMPILER, OPTIONS, build
+from cuda_harness import COMPILER, OPTIONS, build
 
 import uotlib
 from uotlib.backends import BACKENDS, choose, cuda

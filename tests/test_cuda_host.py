@@ -6,111 +6,37 @@ read before it was written, or not waited for, shows as a difference or as NaN.
 
 from __future__ import annotations
 
-import ctypes
 import math
 import os
 import random
-import shlex
-import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from cuda_harness import (
+    COMPILER,
+    INF,
+    PANELS,
+    ROOT,
+    agrees,
+    build,
+    deviation,
+    division,
+    needs_compiler,
+    problem,
+    run,
+    vectors,
+)
 
 import uotlib
 from uotlib.options import SolverOptions
-from uotlib.outcome import StoredOutcome
 
-ROOT = Path(__file__).parents[1]
-SOURCE = ROOT / "csrc/cuda/host_harness.cpp"
-COMPILER = shlex.split(os.environ.get("CXX", "")) or [next(filter(shutil.which, ("c++", "g++", "clang++")), "")]
-INF = math.inf
-FAULTS = {-1: "the blocks did not come to the same decisions", -2: "a wait for a phase that never completes",
-          -3: "a copy to a stage that is still read", -4: "an arrival too many", -5: "a read that was not waited for"}
-#: Numbers of SolverOptions in the order in which the harness takes them.
-OPTIONS = ("anneal_start", "anneal_factor", "anneal_violation", "anneal_accuracy", "anneal_order", "anneal_passes",
-           "anderson_depth", "anderson_start", "safeguard", "backtrack", "trust_region", "check_every")
-
-pytestmark = pytest.mark.skipif(not shutil.which(COMPILER[0]), reason="needs a C++ compiler: c++, g++, clang++ or CXX")
-
-
-def build(place: Path, *flags: str, source: Path = SOURCE) -> Path:
-    library = place / "resident.so"
-    command = [*COMPILER, "-std=c++17", "-shared", "-fPIC", "-pthread", *flags, str(source), "-o", str(library)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return library
-
-
-@pytest.fixture(scope="module")
-def harness(tmp_path_factory) -> Any:
-    return ctypes.CDLL(str(build(tmp_path_factory.mktemp("harness"), "-O2", "-fno-math-errno", "-Wall", "-Wextra",
-                             "-Werror")))
-
-
-def address(tensor: Tensor | None) -> ctypes.c_void_p:
-    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
-
-
-def run(harness: Any, cost: Tensor, a: Tensor, b: Tensor, reg: float, reg_m: tuple[float, float], reg_type: str = "kl",
-        method: str = "auto", max_iter: int = 500, tol: float | None = None, *, start: Tensor | None = None,
-        items: Tensor | None = None, blocks: int = 4, groups: int = 1, room: int = 1 << 16, cache: int = 1 << 40,
-        seed: int = 0, bulk: bool = False,
-        options: SolverOptions | None = None) -> StoredOutcome:
-    """Problems of a batch (B, n, m) by the kernel: so many groups of so many blocks, with ``room`` bytes each for rows.
-
-    ``bulk``: the device has bulk copies.  A cache of fewer bytes than the cost makes rows come from memory.
-    ``blocks=0``: the planner divides ``groups`` blocks.
-    """
-    options = options or SolverOptions()
-    count, n, m = (cost.shape[0] if items is None else len(items)), *cost.shape[1:]
-    a, b = (mass.double().expand(count, -1).contiguous() for mass in (a, b))
-    reg64, tau_a, tau_b = (torch.full((count,), value, dtype=torch.float64) for value in (reg, *reg_m))
-    known = {**vars(options), "check_every": options.looks_every(asynchronous=False)}
-    numbers = torch.tensor([float(known[name]) for name in OPTIONS], dtype=torch.float64)
-    out = torch.full((count * (3 * n + 3 * m + 5),), math.nan, dtype=torch.float64)
-    size = ctypes.c_int64
-    solve = harness.resident_solve
-    solve.restype = size
-    phases = solve(address(cost), size(cost.stride(0)), size(cost.stride(1)), address(items), size(count), size(n),
-                   size(m), address(a), address(tau_a), address(b), address(tau_b), address(reg64), address(start),
-                   address(out), int(reg_type == "entropy"), int(method == "sinkhorn"), size(max_iter),
-                   ctypes.c_double(tol or 0.0), int(tol != 0), address(numbers),
-                   (size * 5)(max(blocks, 1) * groups, room, cache, int(bulk), 0), size(blocks), ctypes.c_uint64(seed))
-    assert phases > 0, FAULTS[int(phases)]
-    return StoredOutcome(out, count, n, m, all_converged=False)
-
-
-def vectors(outcome: StoredOutcome) -> list[Tensor]:
-    pair = outcome.pair
-    return [pair.f, pair.g, pair.log_u, pair.log_v, pair.row_lse, pair.col_lse]
-
-
-def problem(rng: random.Random, n: int, m: int, both_exact: bool, holes: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """A cost (1, n, m) and masses; with holes, some masses are zero and some pairs forbidden."""
-    draw = torch.Generator().manual_seed(rng.randrange(1 << 30))
-    cost = torch.rand(1, n, m, generator=draw)
-    a, b = (0.2 + torch.rand(size, generator=draw, dtype=torch.float64) for size in (n, m))
-    if holes and min(n, m) > 4:
-        a[3], b[1], b[m - 1] = 0, 0, 0
-        cost[0, 1:, 2:][torch.rand(n - 1, m - 2, generator=draw) < 0.3] = INF
-    if both_exact:
-        b *= a.sum() / b.sum()
-    return cost, a, b
-
+pytestmark = needs_compiler
 
 SIZES = (1, 2, 5, 31, 32, 33, 64, 65, 127, 128, 129, 200)
 PENALTIES = ((0.5, 0.5), (0.2, 3.0), (INF, 0.7), (0.4, INF), (INF, INF))
-
-
-def deviation(got: Tensor, wanted: Tensor) -> float:
-    """Largest difference; infinite entries must be the same."""
-    same = got == wanted
-    return float(torch.where(same, 0.0, (got - wanted).abs()).max())
 
 
 @pytest.mark.parametrize("chapter", range(4))
@@ -184,16 +110,6 @@ def test_every_setting_of_the_loop(harness, options):
     assert deviation(got.pair.g, wanted.g) <= 2e-6
 
 
-def agrees(harness: Any, n: int, m: int, *, holes: bool = False, passes: int = 3, atol: float = 5e-7, **cut) -> None:
-    """A few passes of one problem, which uotlib's own loop does in float64."""
-    cost, a, b = problem(random.Random(n + m), n, m, both_exact=False, holes=holes)
-    how = {"method": cut.pop("method", "auto"), "max_iter": passes}
-    got = run(harness, cost, a, b, 0.05, (0.5, 2.0), tol=0.0, **how, **cut)
-    wanted = uotlib.unbalanced_sinkhorn(cost.double(), a, b, reg=0.05, reg_m=(0.5, 2.0), tol=0, backend="native", **how)
-    assert deviation(got.pair.f, wanted.f) <= atol
-    assert deviation(got.pair.g, wanted.g) <= atol
-
-
 @pytest.mark.parametrize(("n", "m"), [(5, 2047), (6, 2048), (5, 2049), (9, 4096), (9, 4100), (4, 8191), (3, 8192)])
 def test_every_width_of_a_thread(harness, n, m):
     agrees(harness, n, m, blocks=2, room=2 * 4 * m, seed=4)
@@ -204,93 +120,6 @@ def test_narrow_rows_share_a_block(harness, m):
     """From one team of warps to sixteen, with rows of other teams left over."""
     for n, blocks in ((1, 1), (67, 1), (130, 3)):
         agrees(harness, n, m, holes=m > 2 and n > 4, blocks=blocks, room=40 * 4 * m, seed=3)
-
-
-def division(harness: Any, count: int, n: int, m: int, blocks: int = 0,
-             chip: tuple[int, int, int] | None = None, bulk: bool = False,
-             clusters: int = 0) -> dict[str, int]:
-    """How a batch is divided on a device: by default the H100, of which so many blocks fit clusters of any size."""
-    out = (ctypes.c_int64 * 9)()
-    size = ctypes.c_int64
-    harness.resident_division(size(count), size(n), size(m), (size * 5)(*(chip or H100), int(bulk), clusters),
-                              size(blocks), out)
-    names = ("groups", "blocks", "way", "resident", "stages", "together", "used", "bulk", "cluster")
-    return dict(zip(names, out, strict=True))
-
-
-#: Multiprocessors, bytes of shared memory for rows, bytes of cache.
-H100 = (132, 200_000, 50 << 20)
-AHEAD, RING, PANELS = range(3)
-
-
-@pytest.mark.parametrize("m", [60, 127, 600, 2044, 2047, 3000, 4096, 4097, 8192])
-def test_rows_come_through_a_ring(harness, m):
-    """From memory, or where they cannot be read 16 bytes at a time: what has not come yet is NaN here."""
-    row, stage = 4 * (m + -m % 4), 4 * 512 * 4 * (8 if 2048 < m <= 4096 else 4)
-    for stages in (2, 3, 4):
-        room = stages * stage + (stage // 2 if stages < 4 else 33 * row)
-        n = 2 * (room // row) + 7
-        if 1024 < m <= 4096 and m % 4 == 0:  # where registers could hold the next rows, the ring must take few places
-            n += 2 * 11 * (stages + 1) * (stage // row + 1)
-        cut = division(harness, 1, n, m, 2, (2, room, 1000))
-        assert (cut["way"], cut["stages"]) == (RING, stages)
-        assert cut["resident"] == (room - stages * stage) // row // cut["together"] * cut["together"]
-        agrees(harness, n, m, holes=stages == 2, blocks=2, room=room, cache=1000, seed=stages, method="sinkhorn")
-
-
-@pytest.mark.parametrize("m", [60, 128, 600, 2044, 3000, 4096, 4100, 8192])
-def test_bulk_copies_fill_the_ring(harness, m):
-    """The bits of the other ring, whatever the stages, the passes and the gaps between rows."""
-    row, stage = 4 * m, 4 * 512 * 4 * (8 if 2048 < m <= 4096 else 4)
-    for stages in (2, 3, 4):
-        room = stages * stage + (stage // 2 if stages < 4 else 33 * row)
-        n = 2 * (room // row) + 7 + (2 * 11 * (stages + 1) * (stage // row + 1) if 1024 < m <= 4096 else 0)
-        cut = division(harness, 1, n, m, 2, (2, room, 1000), bulk=True)
-        assert (cut["way"], cut["stages"], cut["bulk"]) == (RING, stages, 1)
-        cost, a, b = problem(random.Random(m), n, m + 4 * (stages % 2), both_exact=False, holes=stages == 2)
-        case = cost[..., :m], a, b[..., :m]
-        how = {"max_iter": 3, "tol": 0.0, "method": "sinkhorn", "blocks": 2, "room": room, "cache": 1000}
-        bulk, other = (run(harness, *case, 0.05, (0.5, 2.0), bulk=on, seed=stages + on, **how) for on in (True, False))
-        for one, wanted in zip(vectors(bulk), vectors(other), strict=True):
-            assert torch.equal(one, wanted)
-
-
-#: What the ring of bulk copies needs, what stands there instead, and the fault that it is.
-MUTATIONS = [
-    ("ring.h", "  block.wait_empty(at.stage, at.parity ^ 1u);\n", "", -3),
-    ("ring.h", "wait_empty(at.stage, at.parity ^ 1u)", "wait_empty(at.stage, at.parity)", -2),
-    ("ring.h", "expect(at.stage, bytes)", "expect(at.stage, bytes + 16)", -2),
-    ("ring.h", "expect(at.stage, bytes)", "expect(at.stage, row_bytes)", -2),
-    ("ring.h", "Place{at.stage - 1, at.parity ^ 1u}", "Place{at.stage - 1, at.parity}", -2),
-    ("rows.h", "wait_full(t, place.stage, place.parity)", "wait_full(t, place.stage, place.parity ^ 1u)", -5),
-    ("rows.h", "            block.wait_full(t, place.stage, place.parity);\n", "", -5),
-    ("rows.h", "            block.release(t, place.stage);\n", "", -2),
-    ("rows.h", "block.release(t, place.stage);", "block.release(t, place.stage), block.release(t, place.stage);", -4),
-    ("rows.h", "if (t == 0) shared.place = place;", "(void)t;", -2),
-]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("file", "text", "instead", "fault"), MUTATIONS)
-def test_a_broken_ring_is_noticed(tmp_path, file, text, instead, fault):
-    """Each of what would hang a device, or read what has not come, is told of here."""
-    shutil.copytree(ROOT / "csrc", tmp_path / "csrc")
-    broken = tmp_path / "csrc/cuda" / file
-    whole = broken.read_text()
-    assert whole.count(text) == 1
-    broken.write_text(whole.replace(text, instead))
-    library = build(tmp_path, "-O0", source=tmp_path / "csrc/cuda/host_harness.cpp")
-    cost, a, b = problem(random.Random(1), 300, 600, both_exact=False, holes=False)
-    with pytest.raises(AssertionError, match=FAULTS[fault]):
-        run(ctypes.CDLL(str(library)), cost, a, b, 0.05, (0.5, 2.0), max_iter=2, tol=0.0, blocks=2, bulk=True,
-            room=70_000, cache=1000, method="sinkhorn")
-
-
-def test_bulk_copies_are_for_aligned_rows(harness):
-    for m, way, bulk in ((1000, RING, 1), (1001, RING, 0), (20_000, PANELS, 0), (4096, AHEAD, 0)):
-        cut = division(harness, 1, 5000, m, chip=(132, 100_000, 50 << 20), bulk=True)
-        assert (cut["way"], cut["bulk"]) == (way, bulk)
-        assert division(harness, 1, 5000, m, chip=(132, 100_000, 50 << 20))["bulk"] == 0
 
 
 @pytest.mark.parametrize(("n", "m"), [(3, 8193), (70, 8196), (9, 12_289), (2, 16_384), (5, 16_387), (1, 40_000)])
@@ -316,51 +145,6 @@ def test_a_solve_of_wide_rows_converges(harness):
         assert bool(other.converged)
         for first, again in zip(vectors(runs[0]), vectors(other), strict=True):
             assert torch.equal(first, again)
-
-
-@pytest.mark.parametrize(("count", "n", "m", "groups", "blocks"), [
-    (1, 4096, 4096, 1, (128, 132)), (1, 2048, 2048, 1, (64, 132)), (8, 4096, 4096, 1, (128, 132)),
-    (64, 512, 512, (32, 66), (2, 4)),
-    (1000, 200, 200, 132, 1), (1000, 100, 100, 132, 1), (132, 200, 200, 132, 1), (40, 128, 128, 40, (1, 3)),
-    (3, 1, 1, 3, 1), (1, 30_000, 8192, 1, 132), (1, 20_000, 20_000, 1, 132), (1 << 40, 5, 7, 132, 1)])
-def test_how_a_batch_is_divided(harness, count, n, m, groups, blocks):
-    """Many small problems beside each other, a large one on all of the device, and none beyond its memory."""
-    cut = division(harness, count, n, m)
-    for got, least_most in ((cut["groups"], groups), (cut["blocks"], blocks)):
-        least, most = least_most if isinstance(least_most, tuple) else (least_most, least_most)
-        assert least <= got <= most, cut
-    assert cut["groups"] * cut["blocks"] <= H100[0]
-    assert cut["used"] <= H100[1]
-
-
-def test_medium_groups_are_clusters(harness):
-    """Where the device has them, and enough: else groups meet in global memory, as large ones and blocks alone do."""
-    for count, n, clusters, expected in ((64, 512, 128, 1), (64, 512, 0, 0), (64, 512, 8, 0), (1, 4096, 128, 0),
-                                         (1000, 100, 128, 0)):
-        cut = division(harness, count, n, n, clusters=clusters)
-        assert cut["cluster"] == expected, cut
-        assert not cut["cluster"] or (2 <= cut["blocks"] <= 8 and cut["groups"] * cut["blocks"] <= clusters), cut
-
-
-@pytest.mark.parametrize("chip", [(108, 138_000, 40 << 20), H100, (148, 200_000, 126 << 20), (170, 74_000, 96 << 20)])
-def test_every_division_fits_its_device(harness, chip):
-    """For costs around every limit of the layout, in groups of one block, some, and the planner's choice."""
-    for n in (1, 63, 64, 65, 200, 511, 4096, 100_000):
-        for m in (1, 128, 129, 1024, 1028, 2048, 2052, 4096, 4100, 8192, 8196, 60_000, 1 << 20):
-            for count in (1, 5, 300):
-                for blocks in (0, 1, 7, chip[0]):
-                    cut = division(harness, count, n, m, blocks, chip)
-                    assert 1 <= cut["groups"] * cut["blocks"] <= chip[0]
-                    assert 0 <= cut["used"] <= chip[1]
-                    assert cut["groups"] <= count
-                    assert cut["stages"] in (0, 2, 3, 4)
-                    share = -(-n // cut["blocks"])
-                    assert cut["resident"] <= share
-                    if cut["way"] != PANELS and 4 * (m + -m % 4) * share <= chip[1]:
-                        assert cut["resident"] == share
-                    far = cut["way"] != PANELS and 4 * m * n * cut["groups"] > 4 * (chip[2] + chip[0] * chip[1])
-                    if far and chip[1] > 140_000:
-                        assert cut["stages"] > 0, "costs beyond the cache come through the ring"
 
 
 def test_outliers_keep_their_potentials(harness):
@@ -454,7 +238,7 @@ SANITIZED = """
 import random, sys
 import ctypes, torch
 sys.path.insert(0, {tests!r})
-from test_cuda_host import INF, problem, run
+from cuda_harness import INF, problem, run
 harness = ctypes.CDLL({library!r})
 rng = random.Random(11)
 for n, m, blocks, room, method in ((1, 1, 1, 0, "auto"), (33, 129, 5, 9000, "auto"), (3, 2049, 2, 9000, "auto"),
@@ -462,7 +246,7 @@ for n, m, blocks, room, method in ((1, 1, 1, 0, "auto"), (33, 129, 5, 9000, "aut
                                    (30, 2047, 1, 150000, "auto"), (5, 8197, 2, 70000, "sinkhorn"),
                                    (2, 8192, 1, 70000, "sinkhorn"), (2, 20001, 1, 160000, "sinkhorn")):
     cost, a, b = problem(rng, n, m, False, True)
-    cut = {{"blocks": blocks, "room": room, "cache": 0, "seed": 5}}
+    cut = {{"blocks": blocks, "room": room, "cache": 0, "seed": 5, "bulk": m % 4 == 0}}
     run(harness, cost, a, b, 0.02, (0.5, INF), "entropy", method, 40 if m < 2000 else 3, 1e-4, **cut)
 cost, a, b = (torch.rand(9, *shape) for shape in ((20, 30), (20,), (30,)))
 run(harness, cost, a, b, 0.02, (0.5, INF), max_iter=40, blocks=2, groups=3, seed=5)

@@ -1,4 +1,4 @@
-"""The resident kernel on a GPU: its launch, its barrier and its memory, which test_cuda_host.py cannot show."""
+"""The resident kernel on a GPU: its launch, its barrier and its memory, which the processor cannot show."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_cuda_host import COMPILER, build
+from cuda_harness import COMPILER, build
 
 from benchmarks.gpu import soak
 from benchmarks.gpu.stage import Stage
