@@ -71,6 +71,7 @@ class DeviceBlock {
     shared().place = {0, 0};
 #if __CUDA_ARCH__ >= 900
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");  // what copies see of them
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 #endif
   }
   UOT_CODE void expect(int stage, unsigned bytes) {

@@ -1,6 +1,9 @@
 // The kernel and its launch.
 #include <cuda_runtime.h>
 
+#include <map>
+#include <mutex>
+
 #include "device_grid.h"
 #include "resident_launch.h"
 
@@ -50,30 +53,43 @@ struct Capacity {
   }
 };
 
-// A cooperative launch on a stream, of clusters of so many blocks where there are more than one.  Refers to itself.
+// A launch on a stream.  Of clusters of so many blocks where there are more than one: blocks of a cluster run at the same
+// time, and wait for no other.  Else cooperative, so that all run at the same time.  Refers to itself.
 struct Launch {
   cudaLaunchConfig_t config{};
-  cudaLaunchAttribute attributes[2]{};
+  cudaLaunchAttribute attribute{};
 
   Launch(int blocks, int cluster, size_t shared, cudaStream_t stream) {
-    attributes[0].id = cudaLaunchAttributeCooperative;
-    attributes[0].val.cooperative = 1;
-    attributes[1].id = cudaLaunchAttributeClusterDimension;
-    attributes[1].val.clusterDim.x = unsigned(cluster);
-    attributes[1].val.clusterDim.y = attributes[1].val.clusterDim.z = 1;
+    if (cluster > 1) {
+      attribute.id = cudaLaunchAttributeClusterDimension;
+      attribute.val.clusterDim.x = unsigned(cluster);
+      attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+    } else {
+      attribute.id = cudaLaunchAttributeCooperative;
+      attribute.val.cooperative = 1;
+    }
     config.gridDim = dim3(unsigned(blocks));
     config.blockDim = dim3(kThreads);
     config.dynamicSmemBytes = shared;
     config.stream = stream;
-    config.attrs = attributes;
-    config.numAttrs = cluster > 1 ? 2 : 1;
+    config.attrs = &attribute;
+    config.numAttrs = 1;
   }
   Launch(const Launch&) = delete;
 };
 
-// Clusters of each size that the device runs at a time, by its own account; none where it has no answer.  Every variant
-// of the kernel takes a multiprocessor a block, so that one answers for all.
-cudaError_t count_clusters(Capacity* out) {
+// What the devices of this process said of clusters: asked once each.
+struct Clusters {
+  int most[kMaxCluster + 1];
+  bool refused;  // a launch was: from then on their groups meet in global memory
+};
+
+std::mutex guard;
+std::map<int, Clusters> known;
+
+// Clusters of each size that the device, the current one, runs at a time, by its own account; none where it has no
+// answer.  Every variant of the kernel takes a multiprocessor a block, so that one answers for all.
+cudaError_t ask_for_clusters(Capacity* out) {
   const void* const kernel = kernel_for(Way::kRing, false, 1);
   const cudaError_t status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, out->shared);
   if (status != cudaSuccess) return status;
@@ -84,6 +100,37 @@ cudaError_t count_clusters(Capacity* out) {
     cudaGetLastError();  // told of here, and not to who asks next
   }
   return cudaSuccess;
+}
+
+// The same of any device, remembered: a plan must not change between its workspace and its launch.
+cudaError_t count_clusters(int device, Capacity* out) {
+  if (out->major != 9 && out->major != 10) return cudaSuccess;  // sm_120 has them, and is said to refuse some launches
+  const std::lock_guard<std::mutex> lock(guard);
+  const auto found = known.find(device);
+  if (found != known.end()) {
+    for (int blocks = 2; blocks <= kMaxCluster; ++blocks) out->clusters[blocks] = found->second.most[blocks];
+    return cudaSuccess;
+  }
+  const Current current(device);
+  const cudaError_t status = current.status() == cudaSuccess ? ask_for_clusters(out) : current.status();
+  if (status != cudaSuccess) return status;
+  Clusters& clusters = known[device];
+  for (int blocks = 2; blocks <= kMaxCluster; ++blocks) clusters.most[blocks] = out->clusters[blocks];
+  return cudaSuccess;
+}
+
+bool clusters_refused(int device, bool now = false) {
+  const std::lock_guard<std::mutex> lock(guard);
+  Clusters& clusters = known[device];
+  clusters.refused = clusters.refused || now;
+  return clusters.refused;
+}
+
+// Whether an error says that a launch was not begun as asked, and nothing else.
+bool not_begun(cudaError_t status) {
+  return status == cudaErrorInvalidValue || status == cudaErrorInvalidClusterSize ||
+         status == cudaErrorInvalidConfiguration || status == cudaErrorLaunchOutOfResources ||
+         status == cudaErrorCooperativeLaunchTooLarge;
 }
 
 cudaError_t capacity(int device, Capacity* out) {
@@ -122,10 +169,7 @@ std::string why_not(int device) {
 std::string workspace(const Request& request, int device, int64_t* bytes) {
   Capacity found{};
   cudaError_t status = capacity(device, &found);
-  if (status == cudaSuccess && found.major >= 9) {
-    const Current current(device);
-    status = current.status() == cudaSuccess ? count_clusters(&found) : current.status();
-  }
+  if (status == cudaSuccess) status = count_clusters(device, &found);
   if (status != cudaSuccess) return said("asking for the device's properties", status);
   const Division division = best_division(request, found.chip());
   plan(request, division, nullptr, bytes);
@@ -139,7 +183,7 @@ std::string launch(const Request& request, int device, std::uintptr_t stream, ch
   if (status != cudaSuccess) return said("asking for the device's properties", status);
   const Current current(device);
   if (current.status() != cudaSuccess) return said("choosing the device", current.status());
-  if (found.major >= 9) status = count_clusters(&found);
+  status = count_clusters(device, &found);
   if (status != cudaSuccess) return said("asking for clusters", status);
   const Division division = best_division(request, found.chip());
   int64_t bytes = 0;
@@ -152,9 +196,19 @@ std::string launch(const Request& request, int device, std::uintptr_t stream, ch
   status = cudaMemsetAsync(lines, 0, size_t(line_bytes(division)), queue);
   if (status != cudaSuccess) return said("clearing the barriers", status);
   void* arguments[] = {&task, &lines};
-  const Launch all(division.groups * division.blocks, division.cluster ? division.blocks : 1,
-                   size_t(kSharedBytes + division.cut.used()), queue);
-  return said("launching the kernel", cudaLaunchKernelExC(&all.config, kernel, arguments));
+  const auto launched = [&](int cluster) {
+    task.cluster = cluster > 1;
+    const Launch all(division.groups * division.blocks, cluster, size_t(kSharedBytes + division.cut.used()), queue);
+    return cudaLaunchKernelExC(&all.config, kernel, arguments);
+  };
+  const int cluster = division.cluster && !clusters_refused(device) ? division.blocks : 1;
+  status = launched(cluster);
+  if (cluster > 1 && not_begun(status)) {  // the same groups can meet in global memory
+    cudaGetLastError();
+    clusters_refused(device, true);
+    status = launched(1);
+  }
+  return said("launching the kernel", status);
 }
 
 }  // namespace uot::resident
