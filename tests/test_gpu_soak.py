@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
 import re
-import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from cuda_harness import COMPILER, build
+from cuda_harness import AHEAD, PANELS, RING, division, needs_compiler
 
 from benchmarks.gpu import soak
 from benchmarks.gpu.stage import Stage
@@ -21,8 +19,7 @@ from uotlib.outcome import SCALARS, StoredOutcome
 ROOT = Path(__file__).parents[1]
 STAGE = Stage(torch.device("cpu"), True, {}, {}, [], lambda message: None)
 #: An H100's or H200's multiprocessors, bytes of shared memory a block has beside what the kernel keeps there.
-BLOCKS, ROOM = 132, 232_448 - 24_736
-AHEAD, RING, PANELS = range(3)
+BLOCKS, ROOM = 132, 232_448 - 27_808
 
 
 class Stand(ReferenceBackend):
@@ -52,23 +49,24 @@ def test_launches_of_wrong_answers_are_wrong(monkeypatch, potential, correct):
     assert (row["error"] == "not finite") == (potential is not None and math.isnan(potential))
 
 
-@pytest.mark.skipif(not shutil.which(COMPILER[0]), reason="needs a C++ compiler: c++, g++, clang++ or CXX")
-def test_the_sanitizer_sees_every_way_of_rows(tmp_path):
+@needs_compiler
+@pytest.mark.parametrize("bulk", [False, True])
+def test_the_sanitizer_sees_every_way_of_rows(harness, bulk):
     """What the planner makes of its shapes: each variant of the kernel, and rows that do not fit."""
-    planner = ctypes.CDLL(str(build(tmp_path, "-O0")))
-    size, seen = ctypes.c_int64, set()
+    seen = set()
     for kind, shapes in soak.SHAPES.items():
         for batch, n, m in shapes:
             for cache in (50 << 20, 60 << 20):
-                out = (size * 7)()
-                planner.resident_division(size(batch), size(n), size(m), (size * 3)(BLOCKS, ROOM, cache), size(0), out)
-                _, blocks, way, resident, stages, together, _ = out
+                cut = division(harness, batch, n, m, chip=(BLOCKS, ROOM, cache), bulk=bulk)
+                blocks, way, resident, stages, together = (
+                    cut[name] for name in ("blocks", "way", "resident", "stages", "together"))
                 assert (resident < math.ceil(n / blocks)) == (kind == "streamed" or way == PANELS), (batch, n, m)
                 if kind == "streamed":
                     assert resident > 0
                     assert (stages >= 2) == (way == RING), "the ring has its stages"
                     chunks = 1 if m <= 2048 else 2 if m <= 4096 else 4
                     seen.add((way, chunks, together // (1 if chunks == 4 else 4)))
+                    assert cut["bulk"] == (bulk and way == RING and m % 4 == 0)
                 elif way == PANELS:
                     assert stages >= 2
                     seen.add((way, 0, 1))
