@@ -145,8 +145,7 @@ def feature_weigh_kernel(x, z, items, alpha, beta, log_x, log_y, reg, left, righ
         if left is not None:
             l_i = first_chunk(left + b * n * rank, rows, alive, multiple_of(rank, RANK), RANK, False)
             r_j = first_chunk(right + b * m * rank, cols, inside, multiple_of(rank, RANK), RANK, False)
-            # Seldom more than one chunk: copying the next ahead would only take registers.
-            w *= inner_products(l_i, r_j, alive, inside, rank, ROWS, COLS, RANK, False, 1, FACTORS)
+            w *= inner_products(l_i, r_j, alive, inside, rank, ROWS, COLS, RANK, False, STAGES, FACTORS)
         total += tl.sum(w, axis=1).to(tl.float64)
         if cost_sum is not None:
             beta_j = tl.load(beta + item * m + cols, mask=inside, other=0.0).to(dtype)

@@ -186,6 +186,7 @@ def small_solve_kernel(cost, items, mass_a, log_a, tau_a, mass_b, log_b, tau_b, 
         tl.debug_barrier()
         lse_before, col_lse_before = lse, col_lse
         damping_a, damping_b = 1.0 / (1.0 + eps * rate_a), 1.0 / (1.0 + eps * rate_b)
+        a_mass, a_log, a_residual, _ = read_side(mass_a, log_a, points, in_a, ENTROPY)
         b_mass, b_log, b_residual, b_reference = read_side(mass_b, log_b, points, in_b, ENTROPY)
         live = (b_mass > 0.0) & reachable
         log_v = log_scaling_of(g, b_reference, live, eps)
@@ -195,7 +196,6 @@ def small_solve_kernel(cost, items, mass_a, log_a, tau_a, mass_b, log_b, tau_b, 
         mass = sweep(tile, log_a, eps, damping_a, log_v, shift, lse_at, points, stride_n, n, m, ROWS,
                      STAGES, ENTROPY)
         tl.debug_barrier()
-        a_mass, a_log, a_residual, _ = read_side(mass_a, log_a, points, in_a, ENTROPY)
         lse = tl.load(lse_at + points, mask=in_a, other=NEG_INF)
         offset = a_log * damping_a if ENTROPY else a_log
         log_u = half_step(offset, damping_a, lse)

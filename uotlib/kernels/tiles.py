@@ -67,12 +67,11 @@ def _sweep_float64() -> tuple[Tile, ...]:
 
 
 def _small_float32() -> tuple[Tile, ...]:
-    # With twice the rows Triton 3.6 spills.
     return (
         Tile(8, 32, warps=1, stages=1, per_sm=8),
-        Tile(8, 64, warps=2, stages=1, per_sm=4),
+        Tile(16, 64, warps=2, stages=1, per_sm=4),
         Tile(8, 128, warps=4, stages=1, per_sm=2),
-        Tile(8, 256, warps=8, stages=1, per_sm=1),
+        Tile(16, 256, warps=8, stages=1, per_sm=1),
     )
 
 
@@ -80,8 +79,8 @@ def _small_float64() -> tuple[Tile, ...]:
     return (
         Tile(4, 32, warps=1, stages=1, per_sm=8),
         Tile(4, 64, warps=2, stages=1, per_sm=4),
-        Tile(4, 128, warps=4, stages=1, per_sm=2),
-        Tile(4, 256, warps=8, stages=1, per_sm=1),
+        Tile(8, 128, warps=4, stages=1, per_sm=2),
+        Tile(8, 256, warps=8, stages=1, per_sm=1),
     )
 
 
