@@ -6,24 +6,11 @@ import ctypes
 import random
 import shutil
 
+import cuda_harness as host
 import pytest
 import torch
-from cuda_harness import (
-    AHEAD,
-    FAULTS,
-    PANELS,
-    RING,
-    ROOT,
-    agrees,
-    build,
-    division,
-    needs_compiler,
-    problem,
-    run,
-    vectors,
-)
 
-pytestmark = needs_compiler
+pytestmark = host.needs_compiler
 
 
 @pytest.mark.parametrize("m", [60, 127, 600, 2044, 2047, 3000, 4096, 4097, 8192])
@@ -35,10 +22,10 @@ def test_rows_come_through_a_ring(harness, m):
         n = 2 * (room // row) + 7
         if 1024 < m <= 4096 and m % 4 == 0:  # where registers could hold the next rows, the ring must take few places
             n += 2 * 11 * (stages + 1) * (stage // row + 1)
-        cut = division(harness, 1, n, m, 2, (2, room, 1000))
-        assert (cut["way"], cut["stages"]) == (RING, stages)
+        cut = host.division(harness, 1, n, m, 2, (2, room, 1000))
+        assert (cut["way"], cut["stages"]) == (host.RING, stages)
         assert cut["resident"] == (room - stages * stage) // row // cut["together"] * cut["together"]
-        agrees(harness, n, m, holes=stages == 2, blocks=2, room=room, cache=1000, seed=stages, method="sinkhorn")
+        host.agrees(harness, n, m, holes=stages == 2, blocks=2, room=room, cache=1000, seed=stages, method="sinkhorn")
 
 
 @pytest.mark.parametrize("m", [60, 128, 600, 2044, 3000, 4096, 4100, 8192])
@@ -48,13 +35,14 @@ def test_bulk_copies_fill_the_ring(harness, m):
     for stages in (2, 3, 4):
         room = stages * stage + (stage // 2 if stages < 4 else 33 * row)
         n = 2 * (room // row) + 7 + (2 * 11 * (stages + 1) * (stage // row + 1) if 1024 < m <= 4096 else 0)
-        cut = division(harness, 1, n, m, 2, (2, room, 1000), bulk=True)
-        assert (cut["way"], cut["stages"], cut["bulk"]) == (RING, stages, 1)
-        cost, a, b = problem(random.Random(m), n, m + 4 * (stages % 2), both_exact=False, holes=stages == 2)
+        cut = host.division(harness, 1, n, m, 2, (2, room, 1000), bulk=True)
+        assert (cut["way"], cut["stages"], cut["bulk"]) == (host.RING, stages, 1)
+        cost, a, b = host.problem(random.Random(m), n, m + 4 * (stages % 2), both_exact=False, holes=stages == 2)
         case = cost[..., :m], a, b[..., :m]
         how = {"max_iter": 3, "tol": 0.0, "method": "sinkhorn", "blocks": 2, "room": room, "cache": 1000}
-        bulk, other = (run(harness, *case, 0.05, (0.5, 2.0), bulk=on, seed=stages + on, **how) for on in (True, False))
-        for one, wanted in zip(vectors(bulk), vectors(other), strict=True):
+        bulk, other = (host.run(harness, *case, 0.05, (0.5, 2.0), bulk=on, seed=stages + on, **how)
+                       for on in (True, False))
+        for one, wanted in zip(host.vectors(bulk), host.vectors(other), strict=True):
             assert torch.equal(one, wanted)
 
 
@@ -77,20 +65,21 @@ MUTATIONS = [
 @pytest.mark.parametrize(("file", "text", "instead", "fault"), MUTATIONS)
 def test_a_broken_ring_is_noticed(tmp_path, file, text, instead, fault):
     """Each of what would hang a device, or read what has not come, is told of here."""
-    shutil.copytree(ROOT / "csrc", tmp_path / "csrc")
+    shutil.copytree(host.ROOT / "csrc", tmp_path / "csrc")
     broken = tmp_path / "csrc/cuda" / file
     whole = broken.read_text()
     assert whole.count(text) == 1
     broken.write_text(whole.replace(text, instead))
-    library = build(tmp_path, "-O0", source=tmp_path / "csrc/cuda/host_harness.cpp")
-    cost, a, b = problem(random.Random(1), 300, 600, both_exact=False, holes=False)
-    with pytest.raises(AssertionError, match=FAULTS[fault]):
-        run(ctypes.CDLL(str(library)), cost, a, b, 0.05, (0.5, 2.0), max_iter=2, tol=0.0, blocks=2, bulk=True,
-            room=70_000, cache=1000, method="sinkhorn")
+    library = host.build(tmp_path, "-O0", source=tmp_path / "csrc/cuda/host_harness.cpp")
+    cost, a, b = host.problem(random.Random(1), 300, 600, both_exact=False, holes=False)
+    with pytest.raises(AssertionError, match=host.FAULTS[fault]):
+        host.run(ctypes.CDLL(str(library)), cost, a, b, 0.05, (0.5, 2.0), max_iter=2, tol=0.0, blocks=2, bulk=True,
+                 room=70_000, cache=1000, method="sinkhorn")
 
 
 def test_bulk_copies_are_for_aligned_rows(harness):
-    for m, way, bulk in ((1000, RING, 1), (1001, RING, 0), (20_000, PANELS, 0), (4096, AHEAD, 0)):
-        cut = division(harness, 1, 5000, m, chip=(132, 100_000, 50 << 20), bulk=True)
+    ring, panels, ahead = host.RING, host.PANELS, host.AHEAD
+    for m, way, bulk in ((1000, ring, 1), (1001, ring, 0), (20_000, panels, 0), (4096, ahead, 0)):
+        cut = host.division(harness, 1, 5000, m, chip=(132, 100_000, 50 << 20), bulk=True)
         assert (cut["way"], cut["bulk"]) == (way, bulk)
-        assert division(harness, 1, 5000, m, chip=(132, 100_000, 50 << 20))["bulk"] == 0
+        assert host.division(harness, 1, 5000, m, chip=(132, 100_000, 50 << 20))["bulk"] == 0

@@ -113,6 +113,12 @@ class GibbsKernel:
             rows = slice(start, min(start + step, self.n))
             yield rows, self._block(prepared, rows), entries
 
+    def panel_blocks(self, panels: int, items: Tensor | None = None) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
+        """`blocks` for work that takes so many tensors of a block's size, in the solver's type: where it takes any, no
+        more than are worked on fast."""
+        limit = self.panel_limit if panels else None
+        return self.blocks(items, panels * self.dtype.itemsize, limit)
+
     def _block(self, prepared: tuple[Tensor, ...], rows: slice) -> Tensor:
         """Rows of the cost.  Not part of the generator above: one that yields with gradients off may leave them off."""
         if self.matrix is not None:
@@ -201,6 +207,6 @@ class GibbsKernel:
             temporaries: Tensors of a block's size that the caller holds at a time, the plan among them.
             items: The active problems, (A,); None for all.
         """
-        for rows, block, entries in self.blocks(items, temporaries * self.dtype.itemsize, self.panel_limit):
+        for rows, block, entries in self.panel_blocks(temporaries, items):
             plan = self.backend.panel(block, log_u[:, rows], log_v, reg, entries)
             yield rows, block if entries is None else block.index_select(0, entries), plan

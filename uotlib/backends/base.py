@@ -75,8 +75,8 @@ class Backend(ABC):
     adjoint_temporaries: ClassVar[int] = 2
     #: The same of `weigh` and `weigh_columns`; 0 means that their products are computed without any block.
     weigh_temporaries: ClassVar[int] = 3
-    #: Whether it has `weigh_cost`; sums of W times the cost are made of panels else.
-    weighs_cost: ClassVar[bool] = False
+    #: The same of `weigh_cost`.
+    weigh_cost_temporaries: ClassVar[int] = 4
     #: Types of half the size that a cost may be kept in.
     storages: ClassVar[tuple[str, ...]] = ()
     #: Whether "auto" may choose it.
@@ -134,39 +134,22 @@ class Backend(ABC):
             add: Whether that is added to what is there.
             factor: F, (B, m, d), in the cost's type, of which s W F is added to ``product`` (B, n, d).
         """
-        weight = self._weighed(cost, log_u, log_v, reg, left, right, items)
-        if row_sum is not None:
-            row_sum.copy_(weight.sum(2))
-        if col_sum is not None:
-            col_sum += weight.sum(1)
-        if scale is not None and (out is not None or factor is not None):
-            weight = weight * scale[:, None, None].to(weight.dtype)
-        if out is not None:
-            out.copy_(out + weight if add else weight)
-        if factor is not None and product is not None:
-            with full_precision_matmul(cost.device):
-                product += torch.bmm(weight, factor)
+        self.weigh_cost(cost, log_u, log_v, reg, left, right, row_sum, col_sum, None, items, scale=scale, out=out,
+                        add=add, factor=factor, product=product)
 
     def weigh_columns(self, cost: Tensor, log_u: Tensor, log_v: Tensor, reg: Tensor, left: Tensor | None,
                       right: Tensor | None, factor: Tensor, product: Tensor, items: Tensor | None = None, *,
                       scale: Tensor | None = None) -> None:
         """Add s W' F, for the W of `weigh`, to ``product`` (B, m, d); F is ``factor`` (B, n, d)."""
-        weight = self._weighed(cost, log_u, log_v, reg, left, right, items)
-        if scale is not None:
-            weight = weight * scale[:, None, None].to(weight.dtype)
-        with full_precision_matmul(cost.device):
-            product += torch.bmm(weight.mT, factor)
-
-    def fresh(self, memory: Tensor) -> Tensor:
-        """Memory for a whole cost, or its gradient, that nothing was written to yet: as it is best written."""
-        return memory
+        self.weigh_cost(cost, log_u, log_v, reg, left, right, None, None, None, items, scale=scale, factor=factor,
+                        product=product, transposed=True)
 
     def weigh_cost(self, cost: Tensor, log_u: Tensor, log_v: Tensor, reg: Tensor, left: Tensor | None,
                    right: Tensor | None, row_sum: Tensor | None, col_sum: Tensor | None, cost_sum: Tensor | None,
                    items: Tensor | None = None, *, direct: Tensor | None = None, scale: Tensor | None = None,
                    out: Tensor | None = None, add: bool = False, factor: Tensor | None = None,
                    product: Tensor | None = None, transposed: bool = False) -> None:
-        r"""`weigh`, or ``transposed`` `weigh_columns`, of weights that are or meet costs; where `weighs_cost` says so.
+        r"""`weigh`, or ``transposed`` `weigh_columns`, of weights that are or meet costs.
 
         Args:
             cost_sum: (B,), float64, to which :math:`\langle W, C\rangle` is added; an empty entry of W costs nothing.
@@ -174,20 +157,41 @@ class Backend(ABC):
                 place of s W in ``out`` and ``product``.
             transposed: Whether F is (B, n, d), and the transpose times F is added to ``product`` (B, m, d).
         """
-        raise NotImplementedError(f"backend {self.name!r} sums no costs")
+        def times(factors: Tensor, block: Tensor) -> Tensor:
+            return block * factors[:, None, None].to(block.dtype)
+
+        plan = weight = self.panel(cost, log_u, log_v, reg, items)
+        if items is not None and (direct is not None or cost_sum is not None):
+            cost = cost.index_select(0, items)
+        if direct is not None:
+            weight = torch.where(plan != 0, plan * cost, 0.0)
+        elif left is not None and right is not None:
+            with full_precision_matmul(cost.device):
+                weight = torch.bmm(left, right.mT).mul_(plan)
+        if row_sum is not None:
+            row_sum.copy_(weight.sum(2))
+        if col_sum is not None:
+            col_sum += weight.sum(1)
+        if cost_sum is not None:
+            cost_sum += torch.where(weight != 0, weight * cost, 0.0).sum(2).double().sum(1)
+        if out is None and product is None:
+            return
+        weight = weight if scale is None else times(scale, weight)
+        weight = weight if direct is None else weight + times(direct, plan)
+        if out is not None:
+            out.copy_(out + weight if add else weight)
+        if factor is not None and product is not None:
+            with full_precision_matmul(cost.device):
+                product += torch.bmm(weight.mT if transposed else weight, factor)
+
+    def fresh(self, memory: Tensor) -> Tensor:
+        """Memory for a whole cost, or its gradient, that nothing was written to yet: as it is best written."""
+        return memory
 
     def product(self, left: Tensor, right: Tensor, out: Tensor) -> None:
         """A block of a cost from features: left (B, n, d) times right (B, d, m), to ``out``, all of one type."""
         with full_precision_matmul(out.device):
             out.copy_(torch.bmm(left, right))
-
-    def _weighed(self, cost: Tensor, log_u: Tensor, log_v: Tensor, reg: Tensor, left: Tensor | None,
-                 right: Tensor | None, items: Tensor | None) -> Tensor:
-        weight = self.panel(cost, log_u, log_v, reg, items)
-        if left is not None and right is not None:
-            with full_precision_matmul(cost.device):
-                weight *= torch.bmm(left, right.mT)
-        return weight
 
     def product_precisions(self, device: torch.device) -> tuple[str, ...]:
         """What `features` can multiply float32 features in, cheapest first, as `uotlib.precision` names it."""

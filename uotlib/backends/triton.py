@@ -53,8 +53,7 @@ class TritonBackend(Backend):
 
     name = "triton"
     asynchronous = True
-    adjoint_temporaries = weigh_temporaries = 0
-    weighs_cost = True
+    adjoint_temporaries = weigh_temporaries = weigh_cost_temporaries = 0
     storages: ClassVar[tuple[str, ...]] = ("float16", "bfloat16")
 
     def __init__(self, table: TileTable | None = None) -> None:

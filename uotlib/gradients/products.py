@@ -105,8 +105,8 @@ def dense_plan(solved: Solved) -> Tensor:
 
 
 def dense_plan_gradients(solved: Solved, grad: Tensor, needs: Sequence[bool]) -> list[Tensor | None]:
-    def weigh(span: slice, cost: Tensor, plan: Tensor) -> tuple[Tensor, None]:
-        return plan * grad[:, span], None
+    def weigh(rows: slice, plan: Tensor) -> Tensor:
+        return plan * grad[:, rows]
 
     return plan_gradients(solved, solved.pair.log_u, solved.pair.log_v, weigh, needs)
 
@@ -117,13 +117,9 @@ def transport_cost(solved: Solved) -> Tensor:
     if features is not None:
         return streamed.transport_cost(solved, features)
     total = torch.zeros_like(solved.problem.reg)
-    if kernel.backend.weighs_cost:
-        for rows, block, entries in kernel.blocks():
-            kernel.backend.weigh_cost(block, pair.log_u[:, rows], pair.log_v, solved.problem.reg, None, None, None,
-                                      None, total, entries)
-        return total
-    for _, cost, plan in solved.blocks(pair.log_u, pair.log_v):
-        total += torch.where(plan > 0, plan * cost, 0.0).sum(2).double().sum(1)
+    for rows, block, entries in kernel.panel_blocks(kernel.backend.weigh_cost_temporaries):
+        kernel.backend.weigh_cost(block, pair.log_u[:, rows], pair.log_v, solved.problem.reg, None, None, None, None,
+                                  total, entries)
     return total
 
 
@@ -152,9 +148,8 @@ def _multiply(solved: Solved, log_x: Tensor, log_y: Tensor, operand: Tensor, sid
     if kernel.features is not None:
         into += streamed.product(solved, kernel.features, log_x, log_y, operand, side)
         return
-    backend, panels = kernel.backend, kernel.backend.weigh_temporaries
-    for rows, block, entries in kernel.blocks(None, panels * kernel.dtype.itemsize, kernel.panel_limit if panels else
-                                              None):
+    backend = kernel.backend
+    for rows, block, entries in kernel.panel_blocks(backend.weigh_temporaries):
         if side == 0:
             backend.weigh(block, log_x[:, rows], log_y, reg, None, None, None, None, entries, factor=operand,
                           product=into[:, rows])

@@ -49,8 +49,8 @@ def cost_gradient_gradients(solved: Solved, tangents: Sequence[Tensor], weight: 
         change = kernel.cost.tangent(kernel.prepared, tuple(tangents), span, kernel.dtype)
         return change if kernel.cost_items is None else change.index_select(0, kernel.cost_items)
 
-    def weigh(span: slice, cost: Tensor, plan: Tensor) -> tuple[Tensor, None]:
-        return plan * weight[:, None, None].to(plan.dtype) * moved(span), None
+    def weigh(span: slice, plan: Tensor) -> Tensor:
+        return plan * weight[:, None, None].to(plan.dtype) * moved(span)
 
     to_weight = torch.zeros_like(weight)
     second = tuple(torch.zeros_like(tensor) for tensor in kernel.prepared)

@@ -23,8 +23,6 @@ from ..settings import Settings, flat_problem, kernel_of
 from ..tracing import lazy
 from . import streamed
 
-#: Turns (rows, cost, plan) of a block into W, and what reaches that block of the cost other than through the plan.
-Weigh = Callable[[slice, Tensor, Tensor], tuple[Tensor, Tensor | None]]  # or `LowRank`, which is one
 #: Gradients to the cost's tensors, None where there is no need of one.
 Gradients = list[Tensor | None]
 #: Temporaries of a pass, in units of the plan's block: plan, dL/dT, W, what goes to the cost, and a product.
@@ -35,7 +33,7 @@ COST = 7
 
 @dataclass(frozen=True)
 class LowRank:
-    r"""A `Weigh` of rank k: :math:`W_{ij} = s\,M_{ij} \sum_k L_{ik} R_{jk}`, which backends compute with its sums.
+    r"""A W of rank k: :math:`W_{ij} = s\,M_{ij} \sum_k L_{ik} R_{jk}`, which backends sum as they make it.
 
     Args:
         left, right: L, (B, n, k), and R, (B, m, k), in the solver's type.
@@ -71,14 +69,10 @@ class LowRank:
             (self.left, rows, top[0]), (self.right, cols, top[1])))
         return LowRank(left, right, self.scale * top[0] * top[1])
 
-    def __call__(self, rows: slice, cost: Tensor, plan: Tensor) -> tuple[Tensor, None]:
-        weight = matmul(self.left[:, rows], self.right.mT).mul_(plan)
-        return weight.mul_(self.scale[:, None, None].to(plan.dtype)), None
-
 
 @dataclass(frozen=True)
 class ByCost:
-    r"""A `Weigh` by the cost: :math:`W = g\,M \circ C`, and :math:`g\,M` reaches the cost itself.
+    r"""A W by the cost: :math:`W = g\,M \circ C`, and :math:`g\,M` reaches the cost itself.
 
     Args:
         scale: g, (B,), float64.
@@ -86,9 +80,9 @@ class ByCost:
 
     scale: Tensor
 
-    def __call__(self, rows: slice, cost: Tensor, plan: Tensor) -> tuple[Tensor, Tensor]:
-        direct = plan * self.scale[:, None, None].to(plan.dtype)
-        return torch.where(direct != 0, direct * cost, 0.0), direct
+
+#: W, as a backend makes it, or turned out of a block of the plan: (rows, plan) to (B, rows, m).
+Weigh = LowRank | ByCost | Callable[[slice, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -175,14 +169,13 @@ def plan_gradients(solved: Solved, log_x: Tensor, log_y: Tensor, weigh: Weigh, n
         row_sum, col_sum, cost_sum, found = streamed.low_rank_sums(
             solved, kernel.features, log_x, log_y, weigh, *wanted, needs[2], needs[COST:])
         into = _added(into, found)
-    elif isinstance(weigh, (LowRank, ByCost)) and (
-            kernel.backend.weighs_cost or (isinstance(weigh, LowRank) and not needs[2])):
+    elif isinstance(weigh, (LowRank, ByCost)):
         into = low_rank_sums(solved, log_x, log_y, weigh, row_sum if wanted[0] else None,
                              col_sum if wanted[1] else None, needs[COST:], into, cost_sum if needs[2] else None)
     else:
         into = into or _sums(kernel.prepared, needs[COST:])
         for span, cost, plan in solved.blocks(log_x, log_y):
-            weight, direct = weigh(span, cost, plan)
+            weight = weigh(span, plan)
             if wanted[0]:
                 row_sum[:, span] = weight.sum(2)
             if wanted[1]:
@@ -190,8 +183,7 @@ def plan_gradients(solved: Solved, log_x: Tensor, log_y: Tensor, weigh: Weigh, n
             if needs[2]:
                 cost_sum += torch.where(weight != 0, weight * cost, 0.0).sum(2).double().sum(1)
             if into is not None:
-                slope = weight / -reg[:, None, None].to(weight.dtype)
-                _pull_back(solved, span, slope if direct is None else slope + direct, into)
+                _pull_back(solved, span, weight / -reg[:, None, None].to(weight.dtype), into)
 
     def mass_gradient(sums: Tensor, mass: Tensor, at_zero: Callable[[], Tensor]) -> Tensor:
         some = mass > 0
@@ -219,26 +211,23 @@ def low_rank_sums(solved: Solved, log_x: Tensor, log_y: Tensor, weigh: LowRank |
                   col_sum: Tensor | None, to_cost: Sequence[bool] = (), into: Gradients | None = None,
                   cost_sum: Tensor | None = None) -> Gradients | None:
     """Sums of W along rows and columns, and <W, C>, into ``row_sum``, ``col_sum`` and ``cost_sum``, zeros or None; the
-    cost's gradients as asked for, added to ``into`` if there is one.
-
-    W by the cost, and ``cost_sum``, are for backends with `Backend.weigh_cost`.
-    """
+    cost's gradients as asked for, added to ``into`` if there is one."""
     kernel, reg = solved.kernel, solved.problem.reg
     backend, scale = kernel.backend, weigh.scale / -reg
     direct = weigh.scale if isinstance(weigh, ByCost) else None
+    by_cost = direct is not None or cost_sum is not None
+    temporaries = backend.weigh_cost_temporaries if by_cost else backend.weigh_temporaries
     in_place, add = kernel.cost.dense and kernel.cost_items is None, into is not None
     if into is None and in_place:
         into = [backend.fresh(torch.empty_like(kernel.prepared[0]))] if any(to_cost) else None
     elif into is None:
         into = _sums(kernel.prepared, to_cost)
     # Features of the solver's type that belong to one problem each: their gradients are products of W.
-    fused = (kernel.cost.bilinear and backend.weigh_temporaries == 0 and kernel.cost_items is None
+    fused = (kernel.cost.bilinear and temporaries == 0 and kernel.cost_items is None
              and kernel.prepared[0].dtype == kernel.dtype)
     needs_panel = into is not None and not in_place and not fused
-    panels = backend.weigh_temporaries + needs_panel
     panel = None  # one for all blocks
-    for rows, block, entries in kernel.blocks(None, panels * kernel.dtype.itemsize,
-                                              kernel.panel_limit if panels else None):
+    for rows, block, entries in kernel.panel_blocks(temporaries + needs_panel):
         left, right = (None, None) if isinstance(weigh, ByCost) else (weigh.left[:, rows], weigh.right)
         factors = block, log_x[:, rows], log_y, reg, left, right
         give: dict[str, Any] = {}
@@ -249,7 +238,7 @@ def low_rank_sums(solved: Solved, log_x: Tensor, log_y: Tensor, weigh: LowRank |
             give = {"out": into[0][:, rows], "add": add} if in_place else {
                 "factor": kernel.prepared[1], "product": into[0][:, rows]}
         along = None if row_sum is None else row_sum[:, rows]
-        if isinstance(weigh, ByCost) or cost_sum is not None:
+        if by_cost:
             backend.weigh_cost(*factors, along, col_sum, cost_sum, entries, scale=scale, direct=direct, **give)
         elif give or along is not None or col_sum is not None:
             backend.weigh(*factors, along, col_sum, entries, scale=scale, **give)
@@ -282,8 +271,11 @@ def _massless_sums(solved: Solved, log_x: Tensor, log_y: Tensor, weigh: Weigh, s
     if isinstance(weigh, LowRank) and solved.kernel.features is not None:
         found = streamed.low_rank_sums(solved, solved.kernel.features, log_x, log_y, weigh, side == 0, side == 1)
         return found[1] if side else found[0]
-    for span, cost, plan in solved.blocks(log_x, log_y):
-        weight, _ = weigh(span, cost, plan)
+    if isinstance(weigh, (LowRank, ByCost)):
+        low_rank_sums(solved, log_x, log_y, weigh, *((None, sums) if side else (sums, None)))
+        return sums
+    for span, _, plan in solved.blocks(log_x, log_y):
+        weight = weigh(span, plan)
         if side == 0:
             sums[:, span] = weight.sum(2)
         else:

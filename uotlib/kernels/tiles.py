@@ -12,7 +12,7 @@ The rules behind the numbers (none of them tuned on a GPU yet; `python -m benchm
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 #: Chunks of a vector whose partial results every program adds up by itself.
 STEP_CHUNKS = 64
@@ -85,16 +85,12 @@ def _small_float64() -> tuple[Tile, ...]:
 
 
 def _schur_float32() -> tuple[Tile, ...]:
-    # The sweep's tiles with half the rows or twice the warps: as they are, Triton 3.6 spills from 256 to 1024 columns,
-    # and loads of 4 bytes at 4096 (3.9 too); at 8192 loads of 2 bytes would.
-    return (
-        Tile(8, 128, warps=1, per_sm=16),
-        Tile(4, 256, warps=2, per_sm=8),
-        Tile(4, 512, warps=4, per_sm=4),
-        Tile(4, 1024, warps=8),
-        Tile(4, 2048, warps=16, per_sm=1),
-        Tile(2, 4096, warps=16, per_sm=1),
-    )
+    # As they are, Triton 3.6 spills from 256 to 1024 columns, and loads of 4 bytes at 4096 (3.9 too); at 8192 loads of
+    # 2 bytes would.
+    def lighter(tile: Tile) -> Tile:
+        return tile if tile.cols < 256 else replace(tile, rows=4) if tile.cols <= 1024 else tile.spread
+
+    return tuple(lighter(tile) for tile in _sweep_float32() if tile.cols <= 4096)
 
 
 def _schur_float64() -> tuple[Tile, ...]:
