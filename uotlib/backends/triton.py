@@ -195,7 +195,8 @@ class TritonBackend(Backend):
                    product: Tensor | None = None, transposed: bool = False) -> None:
         given = self, cost, log_u, log_v, reg, left, right, items, scale
         if log_u.numel() * log_v.numel() == 0 or (left is not None and left.shape[2] == 0):
-            self.weigh(cost, log_u, log_v, reg, left, right, row_sum, col_sum, items, out=out, add=add)
+            super().weigh_cost(cost, log_u, log_v, reg, left, right, row_sum, col_sum, cost_sum, items, direct=direct,
+                               scale=scale, out=out, add=add, factor=factor, product=product, transposed=transposed)
             return
         # Sums and products are two passes: with costs, one that has both spills.
         if out is not None or any(total is not None for total in (row_sum, col_sum, cost_sum)):
