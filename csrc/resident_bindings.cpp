@@ -41,6 +41,15 @@ resident::Request make(const CostArguments& cost, const SideArguments& rows, con
   return request;
 }
 
+const char* name_of(resident::Way way) {
+  switch (way) {
+    case resident::Way::kAhead: return "ahead";
+    case resident::Way::kRing: return "ring";
+    case resident::Way::kPanels: return "panels";
+  }
+  return "";
+}
+
 void succeed(const std::string& error) {
   if (!error.empty()) throw std::runtime_error("the cuda backend failed at " + error);
 }
@@ -54,6 +63,22 @@ void bind_resident(py::module_& module) {
   module.def("resident_why_not", &resident::why_not, "Why a CUDA device cannot run the kernel, or nothing.");
   py::class_<resident::Request>(module, "Resident")
       .def(py::init(&make))
+      .def("division",
+           [](const resident::Request& request, int device) {
+             resident::Division found{};
+             succeed(resident::division(request, device, &found));
+             py::dict shown;
+             shown["groups"] = found.groups;
+             shown["blocks"] = found.blocks;
+             shown["cluster"] = found.cluster;
+             shown["rows"] = found.cut.block_rows;
+             shown["resident_rows"] = found.cut.resident_rows;
+             shown["others"] = name_of(found.way);
+             shown["stages"] = found.cut.stages;
+             shown["bulk"] = found.bulk;
+             return shown;
+           },
+           "How a launch is divided on a device, see uotlib.backends.cuda.CudaBackend.division.")
       .def("workspace",
            [](const resident::Request& request, int device) {
              std::int64_t bytes = 0;
@@ -63,7 +88,9 @@ void bind_resident(py::module_& module) {
            "Bytes of device memory that a launch needs.")
       .def("launch",
            [](const resident::Request& request, int device, Address stream, Address memory) {
-             succeed(resident::launch(request, device, stream, array<char>(memory)));
+             bool refused = false;
+             succeed(resident::launch(request, device, stream, array<char>(memory), &refused));
+             return refused;
            },
-           "Solves on a stream, without waiting.");
+           "Solves on a stream, without waiting.  Whether the device has just refused clusters that it had promised.");
 }

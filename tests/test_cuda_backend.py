@@ -35,7 +35,13 @@ def harness(tmp_path_factory) -> Any:
 
 
 @pytest.fixture
-def on_the_processor(available, harness, monkeypatch) -> list[tuple[int, int]]:
+def refused() -> list[bool]:
+    """Whether the next launches are refused clusters, the first one last."""
+    return []
+
+
+@pytest.fixture
+def on_the_processor(available, harness, refused, monkeypatch) -> list[tuple[int, int]]:
     """The extension with a device that is the processor, of 10 blocks; its launches, as (device, stream)."""
     if cuda.extension is None:
         pytest.skip(str(cuda.missing))
@@ -60,6 +66,10 @@ def on_the_processor(available, harness, monkeypatch) -> list[tuple[int, int]]:
         def launch(self, device, stream, memory):
             launches.append((device, stream))
             assert harness.resident_solve(*self.arguments) > 0
+            return refused.pop() if refused else False
+
+        def division(self, device):
+            return device, self.arguments[1].value, self.arguments[2].value
 
     limits = {name: value for name, value in vars(compiled).items() if name.startswith("RESIDENT_")}
     monkeypatch.setattr(cuda, "extension", SimpleNamespace(Resident=Resident, **limits))
@@ -96,6 +106,25 @@ def test_a_start_is_taken(on_the_processor):
     first = uotlib.unbalanced_sinkhorn(cost, reg=0.02, reg_m=1.0, tol=1e-5, backend="cuda")
     again = uotlib.unbalanced_sinkhorn(cost, reg=0.02, reg_m=1.0, tol=1e-5, backend="cuda", init=(first.f, first.g))
     assert int(again.n_iter) <= 2 < int(first.n_iter)
+
+
+def test_refused_clusters_are_told_of(on_the_processor, refused):
+    refused.extend((False, True))
+    with pytest.warns(RuntimeWarning, match="device 3 refused a launch of clusters"):
+        uotlib.unbalanced_sinkhorn(torch.rand(5, 6), reg=0.1, reg_m=1.0, backend="cuda")
+    uotlib.unbalanced_sinkhorn(torch.rand(5, 6), reg=0.1, reg_m=1.0, backend="cuda")
+
+
+def test_a_division_can_be_asked_for(on_the_processor):
+    """Of contiguous costs, on the device that is meant; what a solve refuses has none."""
+    assert CUDA.division((7, 5, 6), torch.device("cuda", 1)) == (1, 30, 6)
+    with pytest.raises(BackendUnavailable, match="up to 16777216 columns"):
+        CUDA.division((1, 1, (1 << 24) + 1), GPU)
+
+
+def test_no_division_without_a_device():
+    with pytest.raises(BackendUnavailable, match="the cost is on cpu"):
+        CUDA.division((1, 5, 6), torch.device("cpu"))
 
 
 @pytest.mark.parametrize(("shape", "settings", "words"), [

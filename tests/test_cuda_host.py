@@ -244,7 +244,8 @@ rng = random.Random(11)
 for n, m, blocks, room, method in ((1, 1, 1, 0, "auto"), (33, 129, 5, 9000, "auto"), (3, 2049, 2, 9000, "auto"),
                                    (2, 5000, 1, 0, "sinkhorn"), (131, 64, 2, 2000, "auto"), (150, 64, 1, 70000, "auto"),
                                    (30, 2047, 1, 150000, "auto"), (5, 8197, 2, 70000, "sinkhorn"),
-                                   (2, 8192, 1, 70000, "sinkhorn"), (2, 20001, 1, 160000, "sinkhorn")):
+                                   (2, 8192, 1, 70000, "sinkhorn"), (2, 20001, 1, 160000, "sinkhorn"),
+                                   (5, 12292, 1, 70000, "sinkhorn")):
     cost, a, b = problem(rng, n, m, False, True)
     cut = {{"blocks": blocks, "room": room, "cache": 0, "seed": 5, "bulk": m % 4 == 0}}
     run(harness, cost, a, b, 0.02, (0.5, INF), "entropy", method, 40 if m < 2000 else 3, 1e-4, **cut)

@@ -46,6 +46,22 @@ def test_bulk_copies_fill_the_ring(harness, m):
             assert torch.equal(one, wanted)
 
 
+@pytest.mark.parametrize(("n", "m"), [(3, 8196), (70, 10_240), (9, 12_292), (1, 40_000)])
+def test_bulk_copies_bring_panels(harness, n, m):
+    """The bits of the other ring: pairs of passes over every four rows, the last panel and rows partly full."""
+    stage = 4 * 512 * 16
+    cost, a, b = host.problem(random.Random(m), n, m + 4 * (n % 2), both_exact=False, holes=n > 4)
+    case = cost[..., :m], a, b[..., :m]
+    for stages, room in ((2, 2 * stage), (3, 3 * stage + 4 * m), (4, 9 * stage + 4 * m)):
+        cut = host.division(harness, 1, n, m, 2, (2, room, 1000), bulk=True)
+        assert (cut["way"], cut["stages"], cut["bulk"]) == (host.PANELS, stages, 1)
+        how = {"max_iter": 3, "tol": 0.0, "method": "sinkhorn", "blocks": 2, "room": room, "cache": 1000}
+        bulk, other = (host.run(harness, *case, 0.05, (0.5, 2.0), bulk=on, seed=stages + on, **how)
+                       for on in (True, False))
+        for one, wanted in zip(host.vectors(bulk), host.vectors(other), strict=True):
+            assert torch.equal(one, wanted)
+
+
 #: What the ring of bulk copies needs, what stands there instead, and the fault that it is.
 MUTATIONS = [
     ("ring.h", "  block.wait_empty(at.stage, at.parity ^ 1u);\n", "", -3),
@@ -58,6 +74,9 @@ MUTATIONS = [
     ("rows.h", "            block.release(t, place.stage);\n", "", -2),
     ("rows.h", "block.release(t, place.stage);", "block.release(t, place.stage), block.release(t, place.stage);", -4),
     ("rows.h", "if (t == 0) shared.place = place;", "(void)t;", -2),
+    ("panels.h", "    if constexpr (B) block.release(t, place.stage);\n", "", -2),
+    ("panels.h", "wait_full(t, place.stage, place.parity)", "wait_full(t, place.stage, place.parity ^ 1u)", -5),
+    ("panels.h", "if (t == 0) shared.place = place;", "(void)t;", -2),
 ]
 
 
@@ -71,7 +90,8 @@ def test_a_broken_ring_is_noticed(tmp_path, file, text, instead, fault):
     assert whole.count(text) == 1
     broken.write_text(whole.replace(text, instead))
     library = host.build(tmp_path, "-O0", source=tmp_path / "csrc/cuda/host_harness.cpp")
-    cost, a, b = host.problem(random.Random(1), 300, 600, both_exact=False, holes=False)
+    size = (20, 8196) if file == "panels.h" else (300, 600)
+    cost, a, b = host.problem(random.Random(1), *size, both_exact=False, holes=False)
     with pytest.raises(AssertionError, match=host.FAULTS[fault]):
         host.run(ctypes.CDLL(str(library)), cost, a, b, 0.05, (0.5, 2.0), max_iter=2, tol=0.0, blocks=2, bulk=True,
                  room=70_000, cache=1000, method="sinkhorn")
@@ -79,7 +99,7 @@ def test_a_broken_ring_is_noticed(tmp_path, file, text, instead, fault):
 
 def test_bulk_copies_are_for_aligned_rows(harness):
     ring, panels, ahead = host.RING, host.PANELS, host.AHEAD
-    for m, way, bulk in ((1000, ring, 1), (1001, ring, 0), (20_000, panels, 0), (4096, ahead, 0)):
+    for m, way, bulk in ((1000, ring, 1), (1001, ring, 0), (20_000, panels, 1), (20_001, panels, 0), (4096, ahead, 0)):
         cut = host.division(harness, 1, 5000, m, chip=(132, 100_000, 50 << 20), bulk=True)
         assert (cut["way"], cut["bulk"]) == (way, bulk)
         assert host.division(harness, 1, 5000, m, chip=(132, 100_000, 50 << 20))["bulk"] == 0

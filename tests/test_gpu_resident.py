@@ -121,3 +121,14 @@ def test_a_graph_holds_a_whole_solve(batch, n, m, method):
         graph.replay()
         for part, wanted in zip(replayed, parts(other), strict=True):
             assert torch.equal(part, wanted)
+
+
+@pytest.mark.parametrize(("shape", "others"), [((64, 512, 512), "ring"), ((1, 4096, 4096), "ahead"),
+                                               ((1, 16_384, 16_384), "panels")])
+def test_the_device_says_how_it_divides_a_batch(shape, others):
+    """Rows in shared memory unless they go by panels; bulk copies where there is a ring and a device has them."""
+    found = BACKENDS["cuda"].division(shape, DEVICE)
+    assert found["groups"] * found["blocks"] <= torch.cuda.get_device_properties(DEVICE).multi_processor_count
+    assert found["others"] == others
+    assert (found["resident_rows"] > 0) == (others != "panels")
+    assert found["bulk"] == (found["stages"] > 0 and torch.cuda.get_device_capability(DEVICE) >= (9, 0))

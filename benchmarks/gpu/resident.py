@@ -15,6 +15,7 @@ import torch
 
 from benchmarks.cpu.case import BATCH_TARGET, Problem
 from benchmarks.cpu.methods.base import Missing
+from uotlib.backends.cuda import CudaBackend
 
 from . import problems
 from .build import arch
@@ -30,6 +31,7 @@ REG, REG_M = 1e-2, 1.0
 SOLVED = ((1, 4096), (64, 512), (256, 128), (4096, 32), (1000, 200))
 #: And iterations also from CUDA graphs, without what the host takes: those that are short beside it.
 GRAPHED = (*SOLVED, (1, 2048), (1, 1024))
+CUDA = CudaBackend()
 #: Rows of 4096 entries that fit shared memory everywhere beside what the kernel keeps there.
 SHARED_ROWS = 4
 #: Seconds that nvcc may take for the probes.
@@ -43,6 +45,8 @@ def measure(stage: Stage) -> None:
     backends = stage.choose(("cuda", "triton"), ("triton",))
     for batch, n in stage.choose(SHAPES, ((2, 5),)):
         shape = {"n": n, "batch": batch, "eps": REG}
+        if not stage.rehearsing:
+            stage.row({"case": "division", **shape}, partial(CUDA.division, (batch, n, n), stage.device))
         drawn: Callable[[], Problem] = cache(partial(problems.dense, batch, n, REG, REG_M, stage.device))
         for method in ("sinkhorn", "auto"):
             for backend in backends:

@@ -14,8 +14,9 @@ const char* const kAbsent = "uotlib was built without CUDA (it is compiled where
 }  // namespace
 
 std::string why_not(int) { return kAbsent; }
+std::string division(const Request&, int, Division*) { return kAbsent; }
 std::string workspace(const Request&, int, std::int64_t*) { return kAbsent; }
-std::string launch(const Request&, int, std::uintptr_t, char*) { return kAbsent; }
+std::string launch(const Request&, int, std::uintptr_t, char*, bool*) { return kAbsent; }
 
 }  // namespace resident
 }  // namespace uot

@@ -48,13 +48,17 @@ inline Division divide(const Request& from, const Chip& chip, int blocks, bool c
   const int groups = int(from.count < most ? from.count : most);
   const int64_t cache = chip.cache / groups;
   const auto laid = [&](Way way) { return Layout(from.n, from.m, blocks, chip.room, cache, way); };
-  if (from.m > kMaxHeld) return {groups, blocks, Way::kPanels, laid(Way::kPanels), false, cluster};
+  const auto bulk = [&](const Layout& cut) { return chip.bulk && wide(from) && cut.stages > 0; };
+  if (from.m > kMaxHeld) {
+    const Layout panels = laid(Way::kPanels);
+    return {groups, blocks, Way::kPanels, panels, bulk(panels), cluster};
+  }
   const Layout ahead = laid(Way::kAhead), ring = laid(Way::kRing);
   const bool registers = wide(from) && chunks_of(from.m) < 4 && ring.team_warps == kWarps;
   // Memory is further away than the cache: a ring for it, unless that takes the place of many resident rows.
   const bool far = ahead.beyond(cache) && ring.stages > 0 && ring.read_rows() * 10.0 <= ahead.read_rows() * 11.0;
   if (registers && !far) return {groups, blocks, Way::kAhead, ahead, false, cluster};
-  return {groups, blocks, Way::kRing, ring, chip.bulk && wide(from) && ring.stages > 0, cluster};
+  return {groups, blocks, Way::kRing, ring, bulk(ring), cluster};
 }
 
 // Microseconds of a pass, roughly: counted in an H100's instructions and guessed where it waits, see docs/gpu.md.  Only

@@ -149,6 +149,13 @@ std::string said(const char* what, cudaError_t status) {
   return status == cudaSuccess ? "" : std::string(what) + ": " + cudaGetErrorString(status);
 }
 
+// All that a division depends on.
+std::string measured(int device, Capacity* out) {
+  const cudaError_t status = capacity(device, out);
+  if (status != cudaSuccess) return said("asking for the device's properties", status);
+  return said("asking for clusters", count_clusters(device, out));
+}
+
 }  // namespace
 
 std::string why_not(int device) {
@@ -166,31 +173,37 @@ std::string why_not(int device) {
               cudaFuncGetAttributes(&attributes, kernel_for(Way::kRing, false, 1)));
 }
 
-std::string workspace(const Request& request, int device, int64_t* bytes) {
+std::string division(const Request& request, int device, Division* out) {
   Capacity found{};
-  cudaError_t status = capacity(device, &found);
-  if (status == cudaSuccess) status = count_clusters(device, &found);
-  if (status != cudaSuccess) return said("asking for the device's properties", status);
-  const Division division = best_division(request, found.chip());
+  const std::string error = measured(device, &found);
+  if (!error.empty()) return error;
+  *out = best_division(request, found.chip());
+  out->cluster = out->cluster && !clusters_refused(device);
+  return "";
+}
+
+std::string workspace(const Request& request, int device, int64_t* bytes) {
+  Division division{};
+  const std::string error = resident::division(request, device, &division);
+  if (!error.empty()) return error;
   plan(request, division, nullptr, bytes);
   *bytes += line_bytes(division);
   return "";
 }
 
-std::string launch(const Request& request, int device, std::uintptr_t stream, char* memory) {
+std::string launch(const Request& request, int device, std::uintptr_t stream, char* memory, bool* refused) {
+  *refused = false;
   Capacity found{};
-  cudaError_t status = capacity(device, &found);
-  if (status != cudaSuccess) return said("asking for the device's properties", status);
+  const std::string error = measured(device, &found);
+  if (!error.empty()) return error;
   const Current current(device);
   if (current.status() != cudaSuccess) return said("choosing the device", current.status());
-  status = count_clusters(device, &found);
-  if (status != cudaSuccess) return said("asking for clusters", status);
   const Division division = best_division(request, found.chip());
   int64_t bytes = 0;
   char* lines = memory;
   Task task = plan(request, division, memory + line_bytes(division), &bytes);
   const void* const kernel = kernel_for(division.way, division.bulk, request.m);
-  status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, found.shared);
+  cudaError_t status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, found.shared);
   if (status != cudaSuccess) return said("asking for shared memory", status);
   const auto queue = reinterpret_cast<cudaStream_t>(stream);
   status = cudaMemsetAsync(lines, 0, size_t(line_bytes(division)), queue);
@@ -206,6 +219,7 @@ std::string launch(const Request& request, int device, std::uintptr_t stream, ch
   if (cluster > 1 && not_begun(status)) {  // the same groups can meet in global memory
     cudaGetLastError();
     clusters_refused(device, true);
+    *refused = true;
     status = launched(1);
   }
   return said("launching the kernel", status);

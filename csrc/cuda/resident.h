@@ -45,7 +45,7 @@ template <class Sweep, class Grid> UOT_CODE void solve_all(Grid& grid, const Tas
 
 // f of the pass that a division asks for.
 template <class F> auto with_sweep(Way way, bool bulk, int m, F f) {
-  if (way == Way::kPanels) return f(PanelSweep{});
+  if (way == Way::kPanels) return bulk ? f(PanelSweep<true>{}) : f(PanelSweep<false>{});
   const int chunks = chunks_of(m);
   if (way == Way::kAhead) return chunks == 1 ? f(RowSweep<1, true>{}) : f(RowSweep<2, true>{});
   if (bulk)

@@ -23,19 +23,19 @@ UOT_CODE Place last_place(Place at, int stages) {
   return at.stage == 0 ? Place{stages - 1, at.parity} : Place{at.stage - 1, at.parity ^ 1u};
 }
 
-// Sends for rows [first, stop), one behind the other in the stage; by one thread of the block.
+// Sends for so many columns, from `column` on, of rows [first, stop), which lie `pitch` apart in the stage; by one thread
+// of the block.
 template <class Block>
-UOT_CODE void fill_stage(Block& block, const Work& work, Place at, float* stage, int first, int stop) {
-  const Layout& cut = work.task.cut;
-  const int64_t stride = work.task.row_stride;
-  const unsigned row_bytes = unsigned(cut.m) * unsigned(sizeof(float)), bytes = unsigned(stop - first) * row_bytes;
+UOT_CODE void fill_stage(Block& block, const Work& work, Place at, float* stage, int first, int stop, int column,
+                         int columns, int pitch) {
+  const unsigned row_bytes = unsigned(columns) * unsigned(sizeof(float)), bytes = unsigned(stop - first) * row_bytes;
   block.wait_empty(at.stage, at.parity ^ 1u);
   block.expect(at.stage, bytes);
-  if (stride == cut.pitch) {
+  if (work.task.row_stride == pitch && columns == pitch) {
     block.copy_bulk(at.stage, stage, work.row(first), bytes);
   } else {
     for (int i = first; i < stop; ++i)
-      block.copy_bulk(at.stage, stage + (i - first) * cut.pitch, work.row(i), row_bytes);
+      block.copy_bulk(at.stage, stage + (i - first) * pitch, work.row(i) + column, row_bytes);
   }
 }
 

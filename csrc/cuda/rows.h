@@ -146,7 +146,8 @@ template <int C, bool A, bool B = false> struct RowSweep {
         if (t > 0) return;
         Place to = place;
         for (int first = resident_end, k = 1; k < stages && first < last; first += together, ++k) {
-          fill_stage(block, work, to, ring + to.stage * kStage, first, least_of(last, first + together));
+          fill_stage(block, work, to, ring + to.stage * kStage, first, least_of(last, first + together), 0, cut.m,
+                     cut.pitch);
           to = next_place(to, stages);
         }
       } else {
@@ -210,7 +211,8 @@ template <int C, bool A, bool B = false> struct RowSweep {
             const int first = streamed + (stages - 1) * together;
             if (t == 0 && first < last) {
               const Place to = last_place(place, stages);
-              fill_stage(block, work, to, ring + to.stage * kStage, first, least_of(last, first + together));
+              fill_stage(block, work, to, ring + to.stage * kStage, first, least_of(last, first + together), 0, cut.m,
+                         cut.pitch);
             }
           } else if (stages > 0) {
             block.wait_copies(t, stages - 2);

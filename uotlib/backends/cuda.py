@@ -8,13 +8,15 @@ costs, products with the plan, gradients) is done by the kernels of the triton b
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, ClassVar
+import warnings
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from .._extension import extension, missing
 from ..exceptions import BackendUnavailable
+from ..options import SolverOptions
 from ..outcome import SCALARS, Outcome, StoredOutcome
 from .triton import TritonBackend
 from .triton_small import MAX_PASSES
@@ -22,7 +24,6 @@ from .triton_small import MAX_PASSES
 if TYPE_CHECKING:
     from types import ModuleType
 
-    from ..options import SolverOptions
     from ..problem import Problem
 
 
@@ -49,6 +50,9 @@ class CudaBackend(TritonBackend):
 
         Raises:
             BackendUnavailable: for what the kernel does not take, though its device could run it.
+
+        Warns:
+            RuntimeWarning: once a device, if it refuses a launch of clusters that it had promised.
         """
         assert extension is not None  # why_not has said so
         batch, (_, n, m) = problem.batch, cost.shape
@@ -67,12 +71,40 @@ class CudaBackend(TritonBackend):
             run = extension.Resident(
                 (cost.data_ptr(), cost.stride(0), cost.stride(1), items, batch, n, m), (mass_a, tau_a),
                 (mass_b, tau_b), reg, begin, answers.data_ptr(), problem.reg_type == "entropy", method == "sinkhorn",
-                max_iter, tol or 0.0, tol != 0,
-                vars(options) | {"check_every": options.looks_every(asynchronous=False)})
+                max_iter, tol or 0.0, tol != 0, _settings(options))
             index = _index(cost.device)
             memory = torch.empty(run.workspace(index), dtype=torch.uint8, device=cost.device)
-            run.launch(index, torch.cuda.current_stream(cost.device).cuda_stream, memory.data_ptr())
+            if run.launch(index, torch.cuda.current_stream(cost.device).cuda_stream, memory.data_ptr()):
+                warnings.warn(f"device {index} refused a launch of clusters: from now on blocks that share a problem "
+                              "meet in global memory, with the same results", RuntimeWarning, stacklevel=2)
         return StoredOutcome(answers, batch, n, m)
+
+    def division(self, shape: tuple[int, int, int], device: torch.device) -> dict[str, Any]:
+        """How a batch (B, n, m) of contiguous costs is divided on a device, with the default options.
+
+        Returns:
+            ``groups`` of so many ``blocks`` that each work on a problem at a time, and whether each is a ``cluster``;
+            the ``rows`` of a block, of which ``resident_rows`` stay in shared memory; and how the ``others`` come:
+            "ahead" (to registers), through a "ring" in shared memory, or as "panels" of rows too wide for that, with
+            so many ``stages``, filled by ``bulk`` copies or by each thread.
+
+        Raises:
+            BackendUnavailable: if the device cannot run the kernel, or the kernel does not take such costs.
+        """
+        batch, n, m = shape
+        reason = self.why_not(device, torch.float32)
+        if reason is None and extension is not None:
+            reason = _refusal(extension, n, m, 1, None, SolverOptions())
+        if reason is not None or extension is None:
+            raise BackendUnavailable(reason or missing)
+        nothing = 0, 0
+        request = extension.Resident((0, n * m, m, 0, batch, n, m), nothing, nothing, 0, 0, 0, False, False, 1, 0.0,
+                                     False, _settings(SolverOptions()))
+        return request.division(_index(device))
+
+
+def _settings(options: SolverOptions) -> dict[str, Any]:
+    return vars(options) | {"check_every": options.looks_every(asynchronous=False)}
 
 
 def _refusal(limits: ModuleType, n: int, m: int, max_iter: int, tol: float | None,
