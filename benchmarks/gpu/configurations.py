@@ -128,13 +128,15 @@ def _weigh_configurations(table: TileTable, storage: str) -> Iterator[Configurat
     costs = (*sums, "cost_sum")
     weighed = (0, ELEMENTWISE_RANK, DOT_RANK)
     for given, transposed, add, ranks in (
-            ((*costs, "out"), False, False, weighed), (("out", "scale"), False, True, weighed),
+            ((*costs, "out"), False, False, weighed), ((*costs, "out"), False, True, weighed[1:]),
+            (("out", "scale"), False, True, weighed),
             ((*sums, *products), False, False, weighed), ((*products, "scale"), True, False, weighed),
             (("cost_sum",), False, False, (0,)), ((*costs, "direct", "out"), False, False, (0,)),
             ((*products, "scale", "direct"), False, False, (0,)), ((*products, "scale", "direct"), True, False, (0,))):
         for rank, aligned in itertools.product(ranks, (True, False)):
             dots = rank > ELEMENTWISE_RANK
             tile = getattr(table, ("product" if dots or "factor" in given else "weigh") + suffix)
+            tile = tile.spread if add and "own_sum" in given else tile
             factors = ("left", "right") if rank else ()
             constants = {"TRANSPOSED": transposed, "RANK": rank, "DOTS": dots, "WIDTH": WIDTHS[-1], "ADD": add,
                          "PRECISION": precision}

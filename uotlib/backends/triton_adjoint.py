@@ -92,6 +92,8 @@ def weigh(backend: TritonBackend, cost: Tensor, log_u: Tensor, log_v: Tensor, re
     rank, width = (0 if left is None else left.shape[2]), (0 if factor is None else factor.shape[2])
     dots = rank > ELEMENTWISE_RANK
     tile = backend._tile("product" if dots or width else "weigh", cost)
+    if add and (row_sum is not None or col_sum is not None or cost_sum is not None):
+        tile = tile.spread  # sums and entries to add to are more than the registers of so few threads hold
     chunk = next((size for size in WIDTHS if size >= width), WIDTHS[-1])
     chunks, blocks = -(-max(width, 1) // chunk), -(-own // tile.rows)
     spans, span = backend._spans(cost, count * blocks * chunks, other, tile)
