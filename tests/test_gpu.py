@@ -194,6 +194,29 @@ def test_a_captured_solve_is_the_eager_one(kind, method, shape):
 
 
 @pytest.mark.parametrize("method", ["sinkhorn", "auto"])
+def test_a_captured_solve_decides_anew_what_to_leave_out(method):
+    """The device looks whether eps is small beside the cost: at the capture it is, and then for one of two replays."""
+    order = torch.linspace(0, 1, 4096, device=DEVICE)
+    near = (order[:, None] - order).abs() + 0.01 * dense(4096, 4096)[0]  # most of it is far beyond eps
+    masses = torch.full((2, 4096), 1 / 4096, device=DEVICE)
+
+    def solve(cost: Tensor) -> tuple[Tensor, ...]:
+        solution = unbalanced_sinkhorn(cost, *masses, reg=1e-3, reg_m=0.5, method=method, tol=0, max_iter=15,
+                                       backend="triton", grad="none")
+        return solution.f, solution.g, solution.violation
+
+    held = near.clone()
+    graph, replayed = captured(lambda: solve(held))
+    for other in (near.flip(0), 1e-2 * near):
+        held.copy_(other)
+        graph.replay()
+        for found, wanted in zip(replayed, solve(other), strict=True):
+            assert torch.equal(found, wanted)
+        exact = textbook(other, *masses, reg=1e-3, reg_m=0.5, method=method, tol=0, max_iter=15)
+        assert float((replayed[0].double() - exact.f).abs().max()) <= 5e-6
+
+
+@pytest.mark.parametrize("method", ["sinkhorn", "auto"])
 @pytest.mark.parametrize("kind", ["dense", "cosine"])
 def test_without_a_tolerance_nothing_waits_for_the_device(kind, method):
     x, z, a, b = features(3, 60, 70, 16)
