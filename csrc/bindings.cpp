@@ -127,7 +127,7 @@ void weigh(const Cost& cost, Address log_u, Address log_v, Address left, Address
   run(columns ? uot::Operation::kWeighColumns : uot::Operation::kWeigh, cost, job);
 }
 
-// left right, to where the cost is to be.
+// left right, the latter in panels, to where the cost is to be.
 void product(const Cost& cost, Address left, Address right, std::int64_t rank) {
   uot::Job job = cost.job();
   job.left = reinterpret_cast<const void*>(left);
@@ -239,6 +239,7 @@ PYBIND11_MODULE(_C, module) {
       .def(py::init(&conjugate_gradients))
       .def("advance", &uot::ConjugateGradients::advance, py::call_guard<py::gil_scoped_release>(),
            "Goes on for about so many seconds; True when all are solved.");
+  module.attr("panel_columns") = uot::kPanelColumns;
   module.def("block_rows", &uot::block_rows);
   module.def("block_columns", &uot::block_columns);
   module.def("exp", &exp_array, "e^x of float64, for its test");

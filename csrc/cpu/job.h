@@ -18,6 +18,7 @@ constexpr int64_t kSkipColumns = 64;  // columns of a block that is skipped
 constexpr int64_t kChunk = 2048;      // entries of a vector that are one unit of work
 constexpr int64_t kBatchRows = 32;      // rows and columns of W that are made before they are multiplied; a stripe of
 constexpr int64_t kBatchColumns = 512;  // so many columns is one thread's in kWeighColumns
+constexpr int64_t kPanelColumns = 32;   // of a panel of the right factor: whole registers
 constexpr int64_t kFewFactors = 4;      // rank up to which W's factors are multiplied entry by entry
 constexpr size_t kAlignment = 64;
 
@@ -58,8 +59,9 @@ struct Job {
   uint8_t* empty_out;                 // (count, block_rows(n), block_columns(m)) 1 where N has nothing that matters, or
   const uint8_t* empty;               // null; as kEliminate finds it, and as kSchur then skips
 
-  // kWeigh's and kProduct's factors in the cost's type, (count, n, rank) and (count, rank, m); where `plan` has its
-  // rows, and what they are multiplied by, (count) or null.  `plan`, and its sums row_out and col_out, may be null.
+  // kWeigh's and kProduct's factors in the cost's type, (count, n, rank) and, m padded with zeros to whole panels,
+  // (count, panels, rank, kPanelColumns); where `plan` has its rows, and what they are multiplied by, (count) or null.
+  // `plan`, and its sums row_out and col_out, may be null.
   const void *left, *right;
   int64_t rank, plan_batch_stride, plan_row_stride;
   const double* plan_scale;
@@ -95,6 +97,11 @@ struct Job {
 
   int64_t item(int64_t index) const { return items ? items[index] : index; }
 };
+
+// From one problem's right factor to the next, and to the panel of a column that begins one.
+constexpr int64_t right_entries(int64_t m, int64_t rank) {
+  return (m + kPanelColumns - 1) / kPanelColumns * kPanelColumns * rank;
+}
 
 // Whether W's factors are multiplied as matrices, into a tile.  Internal linkage, as each instruction set has its copy.
 static inline bool product_of_factors(const Job& job) { return job.right && job.rank > kFewFactors; }

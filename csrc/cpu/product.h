@@ -11,9 +11,9 @@ template <class T> struct Strided {
   int64_t stride;
 };
 
-// C += A B for `Rows` rows of C, `Registers` registers wide, of which the last is written to `width` entries only; A by
-// the strides of its rows and of its columns.
-template <class T, int64_t Rows, int64_t Registers, bool Partial>
+// C += A B (C = A B if `Fresh`) for `Rows` rows of C, `Registers` registers wide, of which the last is written to `width`
+// entries only; A by the strides of its rows and of its columns.
+template <class T, int64_t Rows, int64_t Registers, bool Partial, bool Fresh>
 inline void multiply_some(const T* a, int64_t row_stride, int64_t column_stride, int64_t depth, Strided<const T> b,
                           Strided<T> c, int64_t width) {
   constexpr int64_t L = kLanes<T>;
@@ -29,13 +29,13 @@ inline void multiply_some(const T* a, int64_t row_stride, int64_t column_stride,
   for (int64_t r = 0; r < Rows; ++r)
     for (int64_t v = 0; v < Registers; ++v) {
       T* to = c.data + r * c.stride + v * L;
-      if constexpr (Partial) store_some(to, load_some(to, width) + total[r][v], width);
-      else store(to, load(to) + total[r][v]);
+      if constexpr (Partial) store_some(to, Fresh ? total[r][v] : load_some(to, width) + total[r][v], width);
+      else store(to, Fresh ? total[r][v] : load(to) + total[r][v]);
     }
 }
 
-// C += A B for any number of rows and columns.
-template <class T>
+// C += A B (C = A B if `Fresh`, for an A of at least one column) for any number of rows and columns.
+template <class T, bool Fresh = false>
 void multiply(const T* a, int64_t row_stride, int64_t column_stride, int64_t rows, int64_t all, Strided<const T> b,
               Strided<T> c, int64_t columns) {
   constexpr int64_t L = kLanes<T>;
@@ -52,9 +52,15 @@ void multiply(const T* a, int64_t row_stride, int64_t column_stride, int64_t row
       constexpr bool Partial = decltype(partial)::value;
       int64_t r = 0;
       const auto some = [&](auto together) {
-        multiply_some<T, decltype(together)::value, Registers, Partial>(
-            a + r * row_stride + done * column_stride, row_stride, column_stride, depth, from_b,
-            Strided<T>{c.data + r * c.stride + k, c.stride}, columns - whole);
+        constexpr int64_t Rows = decltype(together)::value;
+        const T* from_a = a + r * row_stride + done * column_stride;
+        const Strided<T> to{c.data + r * c.stride + k, c.stride};
+        if (Fresh && done == 0)
+          multiply_some<T, Rows, Registers, Partial, Fresh>(from_a, row_stride, column_stride, depth, from_b, to,
+                                                            columns - whole);
+        else
+          multiply_some<T, Rows, Registers, Partial, false>(from_a, row_stride, column_stride, depth, from_b, to,
+                                                            columns - whole);
       };
       for (; r + kTogether <= rows; r += kTogether) some(std::integral_constant<int64_t, kTogether>{});
       for (; r < rows; ++r) some(std::integral_constant<int64_t, 1>{});
@@ -85,10 +91,12 @@ template <class T> void product_unit(const Job& job, int64_t index, int) {
   const Range columns = chunk_of(index % stripes, kBatchColumns, job.m);
   const Range rows = chunk_of(index / stripes % tiles, kBatchRows, job.n);
   const T* left = static_cast<const T*>(job.left) + (item * job.n + rows.begin) * job.rank;
-  const T* right = static_cast<const T*>(job.right) + item * job.rank * job.m + columns.begin;
-  T* out = static_cast<T*>(job.plan) + item * job.plan_batch_stride + rows.begin * job.plan_row_stride + columns.begin;
-  for (int64_t i = 0; i < rows.end - rows.begin; ++i)
-    for (int64_t j = 0; j < columns.end - columns.begin; ++j) out[i * job.plan_row_stride + j] = 0;
-  multiply<T>(left, job.rank, 1, rows.end - rows.begin, job.rank, Strided<const T>{right, job.m},
-              Strided<T>{out, job.plan_row_stride}, columns.end - columns.begin);
+  const T* right = static_cast<const T*>(job.right) + item * right_entries(job.m, job.rank);
+  T* out = static_cast<T*>(job.plan) + item * job.plan_batch_stride + rows.begin * job.plan_row_stride;
+  for (int64_t i = 0; job.rank == 0 && i < rows.end - rows.begin; ++i)
+    for (int64_t j = columns.begin; j < columns.end; ++j) out[i * job.plan_row_stride + j] = 0;
+  for (int64_t j = columns.begin; j < columns.end; j += kPanelColumns)
+    multiply<T, true>(left, job.rank, 1, rows.end - rows.begin, job.rank,
+                      Strided<const T>{right + j * job.rank, kPanelColumns}, Strided<T>{out + j, job.plan_row_stride},
+                      columns.end - j < kPanelColumns ? columns.end - j : kPanelColumns);
 }

@@ -14,14 +14,16 @@ template <class T> class Weighed {
         v_high_(static_cast<const T*>(job.v_high) + item * job.width),
         v_low_(static_cast<const T*>(job.v_low) + item * job.width),
         left_(job.left ? static_cast<const T*>(job.left) + item * job.n * job.rank : nullptr),
-        right_(job.right ? static_cast<const T*>(job.right) + item * job.m * job.rank : nullptr),
+        right_(job.right ? static_cast<const T*>(job.right) + item * right_entries(job.m, job.rank) : nullptr),
         on_grid_(on_grid(job, item)), scale_(splat(T(job.plan_scale ? job.plan_scale[item] : 1.0))) {}
 
-  // The product of the factors for rows and columns `begin` to `end`, where it is a matrix product: to a tile.
+  // The product of the factors for rows and the panels of columns `begin` to `end`, where it is a matrix product: to a
+  // tile.
   void weights(int64_t first, int64_t rows, int64_t begin, int64_t end, T* tile) const {
-    for (int64_t k = 0; k < rows * kBatchColumns; ++k) tile[k] = 0;
-    multiply<T>(left_ + first * job_.rank, job_.rank, 1, rows, job_.rank, Strided<const T>{right_ + begin, job_.m},
-                Strided<T>{tile, kBatchColumns}, end - begin);
+    for (int64_t j = begin; j < end; j += kPanelColumns)
+      multiply<T, true>(left_ + first * job_.rank, job_.rank, 1, rows, job_.rank,
+                        Strided<const T>{right_ + j * job_.rank, kPanelColumns},
+                        Strided<T>{tile + j - begin, kBatchColumns}, kPanelColumns);
   }
 
   // Columns begin to end, begin a multiple of a register's, of `Rows` rows from `first`: to out + r stride + j if there
@@ -48,11 +50,12 @@ template <class T> class Weighed {
     const Vec<T> v_weight = on_grid_ ? v_low : splat(T(1));
     Vec<T> weight[Rows];
     if (weights) {
-      for (int64_t r = 0; r < Rows; ++r) weight[r] = fetch(weights + r * kBatchColumns + j) * v_weight;
+      for (int64_t r = 0; r < Rows; ++r) weight[r] = load(weights + r * kBatchColumns + j) * v_weight;
     } else {
       for (int64_t r = 0; r < Rows; ++r) weight[r] = right_ ? Vec<T>{} : v_weight;
-      for (int64_t k = 0; right_ && k < job_.rank; ++k) {
-        const Vec<T> right = fetch(right_ + k * job_.m + j) * v_weight;
+      const T* panel = right_ ? right_ + j / kPanelColumns * kPanelColumns * job_.rank + j % kPanelColumns : nullptr;
+      for (int64_t k = 0; panel && k < job_.rank; ++k) {
+        const Vec<T> right = load(panel + k * kPanelColumns) * v_weight;
         for (int64_t r = 0; r < Rows; ++r) weight[r] += splat(left_[(first + r) * job_.rank + k]) * right;
       }
     }
@@ -141,7 +144,7 @@ template <class T> class WeighSlab {
         T* out = job_.factor ? tile : plan ? plan + i * job_.plan_row_stride : nullptr;
         weighed_.template run<Rows>(i, begin, stop, sum, accum_, out,
                                     job_.factor ? kBatchColumns : job_.plan_row_stride, weights ? tile : nullptr);
-        for (int64_t r = 0; r < Rows; ++r) total[i - first + r] += double(sum_of<T>(sum[r]));
+        for (int64_t r = 0; job_.row_out && r < Rows; ++r) total[i - first + r] += double(sum_of<T>(sum[r]));
       });
       if (!job_.factor) continue;
       const auto factor = factor_rows<T>(job_, item_, begin);

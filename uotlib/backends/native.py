@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .._extension import extension, missing
+from ..process import on_threads
 from . import native_solve
 from .base import Backend
 
@@ -162,7 +163,7 @@ class NativeBackend(Backend):
         count, n, m = _sizes(out, None)
         rank = left.shape[-1]
         left, right = _block("left", left, out, count, n, rank), _block("right", right, out, count, rank, m)
-        left, right = left.contiguous(), right.contiguous()
+        left, right = left.contiguous(), _panels(right.mT)
         reg = torch.ones(count, dtype=torch.float64, device="cpu")
         _kernels().product(_cost(out, reg, None), left.data_ptr(), right.data_ptr(), rank)
 
@@ -244,7 +245,7 @@ def _weigh(cost: Tensor, log_u: Tensor, log_v: Tensor, reg: Tensor, left: Tensor
         raise ValueError("left and right, and factor and product, belong together: give both or neither")
     if left is not None and right is not None:
         left = _block("left", left, cost, count, n, rank).contiguous()
-        right = _block("right", right, cost, count, m, rank).mT.contiguous()
+        right = _panels(_block("right", right, cost, count, m, rank))
     depth, total = 0, product
     if factor is not None and product is not None:
         depth = factor.shape[-1]
@@ -258,6 +259,20 @@ def _weigh(cost: Tensor, log_u: Tensor, log_v: Tensor, reg: Tensor, left: Tensor
                      _strided(total), depth, columns)
     if product is not None and total is not None and total is not product:
         product.copy_(total)
+
+
+def _panels(right: Tensor) -> Tensor:
+    """A right factor (B, m, k) as the kernels read it: (B, panels, k, columns of a panel), zeros behind the last."""
+    count, m, rank = right.shape
+    wide = _kernels().panel_columns
+    panels = right.new_zeros if m % wide else right.new_empty
+    laid = panels(count, -(-m // wide), rank, wide)
+    whole = m // wide * wide
+    with on_threads(1):
+        laid[:, : m // wide] = right[:, :whole].unflatten(1, (m // wide, wide)).mT
+        if whole < m:
+            laid[:, -1, :, : m - whole] = right[:, whole:].mT
+    return laid
 
 
 def _with_unit_stride(values: Tensor) -> Tensor:
