@@ -61,8 +61,8 @@ inline Division divide(const Request& from, const Chip& chip, int blocks, bool c
   return {groups, blocks, Way::kRing, ring, bulk(ring), cluster};
 }
 
-// Microseconds of a pass, roughly: counted in an H100's instructions and guessed where it waits, see docs/gpu.md.  Only
-// to compare divisions.
+// Microseconds of a pass, roughly: counted in an H100's instructions and guessed where it waits, see docs/performance.md.
+// Only to compare divisions.
 inline double pass_time(const Division& division, int64_t cache) {
   constexpr double kGroup = 0.6, kWideGroup = 1.1, kRowUnit = 0.5, kColumnUnit = 1, kDecision = 2, kAddUnit = 0.01;
   constexpr double kBarriers = 4.5, kClusterBarriers = 1.5;  // three of them: both guessed

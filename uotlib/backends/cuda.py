@@ -1,7 +1,7 @@
 """Whole solves by the resident kernel of csrc/cuda: one launch from potentials to certificate, float32, NVIDIA devices.
 
 The kernel keeps what it can of the cost in shared memory from one iteration to the next, and solves small problems of a
-batch beside each other; `docs/gpu.md` says how.  What is not a solve of a cost in memory (single passes of streamed
+batch beside each other; `docs/cuda.md` says how.  What is not a solve of a cost in memory (single passes of streamed
 costs, products with the plan, gradients) is done by the kernels of the triton backend, from which this one inherits.
 """
 
