@@ -105,3 +105,24 @@ def test_single_columns_are_redone_without_copying_the_batch():
             lse = BACKENDS[name].col_lse_masked(cost, log_u, reg, mask, items)
             assert torch.isneginf(lse[~mask]).all()
             torch.testing.assert_close(lse[1, 2], torch.logsumexp(-cost[1, :, 2].double(), 0), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("far", [1e2, 1e3, 1e4, 1e5])
+@pytest.mark.parametrize("columns", [False, True])
+@pytest.mark.parametrize("method", ["auto", "sinkhorn"])
+def test_a_row_or_a_column_far_from_everything(method, columns, far):
+    """Its exponents of up to 1e7 take nothing from the others, nor from its own: the plan is as right as without it."""
+    generator = torch.Generator().manual_seed(0)
+    x, z = (torch.rand(40, 2, generator=generator) for _ in range(2))
+    cost = torch.cdist(x, z).square()
+    cost[0] += far
+    cost = cost.mT.contiguous() if columns else cost
+    single, double = (uotlib.unbalanced_sinkhorn(cost.to(dtype), reg=1e-2, reg_m=math.inf, tol=1e-4, max_iter=500,
+                                                 method=method, backend="native", grad="none")
+                      for dtype in (torch.float32, torch.float64))
+    assert bool(single.converged)
+    assert int(single.n_iter) <= 2 * int(double.n_iter)
+    assert true_violation(single, cost, 1e-2, math.inf)[0] < 1.1e-4
+    uniform = torch.full((40,), 1 / 40, dtype=torch.float64)
+    exact = reference_sinkhorn(cost.double(), uniform, uniform, 1e-2, math.inf, n_iter=1000).plan
+    assert float((single.plan - exact).norm() / exact.norm()) < 2e-3

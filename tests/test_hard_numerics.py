@@ -9,7 +9,7 @@ import torch
 from problems import CONVENTIONS, INF, Case, draw, generator, masses, unit_vectors, with_outliers
 from tolerances import ROUNDOFF, assert_close
 
-from uotlib import CosineCost, unbalanced_sinkhorn
+from uotlib import CosineCost, SolverOptions, unbalanced_sinkhorn
 
 
 def single(case: Case) -> Case:
@@ -228,3 +228,24 @@ def test_tiny_incoming_gradients_stay_numbers(size):
     gradients = [torch.autograd.grad(moved, cost, torch.full_like(moved, factor), retain_graph=True)[0]
                  for factor in (1.0, size)]
     assert float((gradients[1].double() / size - gradients[0]).abs().max()) <= max(1e-5, 2e-38 / size)
+
+
+@pytest.mark.parametrize("far", [1e3, 1e5])
+@pytest.mark.parametrize("columns", [False, True])
+def test_gradients_beside_a_point_far_from_everything(columns, far):
+    """float32 to the accuracy of its tolerances, though exponents are up to 1e7, where its numbers are one apart."""
+    generator = torch.Generator().manual_seed(0)
+    x, z = (torch.rand(40, 2, generator=generator) for _ in range(2))
+    drawn = torch.cdist(x, z).square()
+    drawn[0] += far
+    v = torch.rand(40, 3, generator=generator)
+
+    def gradient(dtype: torch.dtype, tol: float) -> torch.Tensor:
+        cost = (drawn.mT if columns else drawn).to(dtype).contiguous().requires_grad_()
+        solution = unbalanced_sinkhorn(cost, reg=1e-2, reg_m=math.inf, tol=tol, max_iter=5000, backend="native",
+                                       options=SolverOptions(adjoint_tol=tol))
+        loss = (40 * solution.apply(v.to(dtype))).square().sum()
+        return torch.autograd.grad(loss, cost)[0].double()
+
+    true = gradient(torch.float64, 1e-9)
+    assert float((gradient(torch.float32, 1e-4) - true).norm() / true.norm()) < 5e-3

@@ -130,7 +130,8 @@ template <class T, bool Eliminate> class AdjointSlab {
     Vec<T> total[kTileRows] = {};
     const Run<T> run{cost_ + first * job_.row_stride + begin, job_.row_stride, v_high_ + begin, operand_ + begin,
                      accum_ + begin, columns, slope_};
-    run_group<T, New, Old, true, true>(run, {tile_ + begin * kTileRows, reference_, scale_, total}, rows);
+    const RowGroup<T> group{tile_ + begin * kTileRows, reference_, scale_, total};
+    run_group<T, New, Old, true, Order::kDifferenceFirst>(run, group, rows);
     if constexpr (New)
       for (int64_t r = 0; r < rows; ++r) sum_[r] += double(sum_of<T>(total[r]));
   }

@@ -8,30 +8,42 @@ template <class T> inline void column_block(const T* cost, int64_t stride, const
   constexpr int K = kInterleaved;
   const int64_t whole = columns / L * L;
   const Vec<T> slope = splat(T(-inverse));
+  const auto entries = [&](int64_t r, int64_t j) {
+    const T* from = cost + r * stride + j;
+    return j < whole ? load(from) : load_some(from, columns - j);
+  };
+  Vec<T> furthest = {};
   for (int64_t j = 0; j < columns; j += L) {
     const Vec<T> old = load(peak + j);
     Vec<T> top = old;
     for (int64_t r = 0; r < rows; ++r) {
-      const T* entry = cost + r * stride + j;
-      const Vec<T> value = (j < whole ? load(entry) : load_some(entry, columns - j)) * slope + high[r];
+      const Vec<T> value = entries(r, j) * slope + high[r];
       store(x + r * kTileBlock<T> + j, value);
       top = larger<T>(value, top);
     }
+    const Vec<T> size = top < 0 ? -top : top;
+    furthest = larger<T>(size < -Simd<T>::kLowest ? size : Vec<T>{}, furthest);
     store(peak + j, top);
     store(sum + j, load(sum + j) * exp2_of<T>(old - top));
   }
+  const bool compensated = double(max_of<T>(furthest)) < kTooFar<T>;
   for (int64_t r = 0; r < rows; ++r) {
     const T *ahead_row = ahead + r * stride, *x_row = x + r * kTileBlock<T>;
+    const auto exponent = [&](int64_t j) {  // x - peak; whatever the peaks, so that masked columns have the same digits
+      if (!compensated) return load(x_row + j) - load(peak + j);
+      const Difference<T> above(splat(high[r]), load(peak + j));
+      return (entries(r, j) * slope + above.rounded) + above.lost;
+    };
     int64_t j = 0;
     for (; j + K * L <= columns; j += K * L) {
       Vec<T> p[K];
       for (int v = 0; v < K; v += kPerLine) __builtin_prefetch(ahead_row + j + v * L);
-      for (int v = 0; v < K; ++v) p[v] = load(x_row + j + v * L) - load(peak + j + v * L);
+      for (int v = 0; v < K; ++v) p[v] = exponent(j + v * L);
       exp2_each<T, K>(p);
       for (int v = 0; v < K; ++v) store(sum + j + v * L, load(sum + j + v * L) + p[v] * weight[r]);
     }
     for (; j < columns; j += L) {
-      const Vec<T> p = exp2_of<T>(load(x_row + j) - load(peak + j));
+      const Vec<T> p = exp2_of<T>(exponent(j));
       store(sum + j, load(sum + j) + p * weight[r]);
     }
   }

@@ -11,8 +11,8 @@ template <class T> struct Strided {
   int64_t stride;
 };
 
-// C += A B (C = A B if `Fresh`) for `Rows` rows of C, `Registers` registers wide, of which the last is written to `width`
-// entries only; A by the strides of its rows and of its columns.
+// C += A B (C = A B if `Fresh`) for `Rows` rows of C, `Registers` registers wide, of which the last is written to
+// `width` entries only; A by the strides of its rows and of its columns.
 template <class T, int64_t Rows, int64_t Registers, bool Partial, bool Fresh>
 inline void multiply_some(const T* a, int64_t row_stride, int64_t column_stride, int64_t depth, Strided<const T> b,
                           Strided<T> c, int64_t width) {

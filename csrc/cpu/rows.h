@@ -16,6 +16,10 @@ constexpr int kGroup = UOT_VECTOR_BYTES == 64 ? 8 : 4;  // rows in one pass over
 // sum is kMostSum has the scaling 1 in the unit that the column sums start with, 2^kFirstUnit e^shift.
 constexpr double kHeadroom = 15, kLeastSum = 0x1p-4, kMostSum = 0x1p60, kFirstUnit = -60;
 constexpr int64_t kPreview = 256;
+// References between which roundings of an exponent, 2^-24 (2^-53) of them at most, matter, and are 2 at most: beyond,
+// a maximum, once rounded, may lie far below the true one.
+template <class T> constexpr double kFar = 0x1p-11 * double(int64_t(1) << Simd<T>::kMantissa);
+template <class T> constexpr double kTooFar = 4 * double(int64_t(1) << Simd<T>::kMantissa);
 
 template <class T> T* tile_memory(const Job& job, int worker) {
   return reinterpret_cast<T*>(static_cast<char*>(job.tile) + size_t(worker) * job.tile_bytes);
@@ -57,9 +61,25 @@ template <class T> struct RowGroup {
   Vec<T>* total;
 };
 
+// How x_ij - m_i = high_j - C_ij / eps - m_i is added up.
+enum class Order {
+  kReferenceLast,    // errors of roundings of x_ij, small where m_i is
+  kDifferenceFirst,  // high_j - m_i is a number of the type: the large terms cancel before anything is rounded
+  kCompensated,      // and with what rounding high_j - m_i loses: for rows whose m_i is large, five operations more
+};
+
+// high - reference once rounded, and what that lost; 0 of a column that takes no part.
+template <class T> struct Difference {
+  Vec<T> rounded, lost;
+  Difference(Vec<T> high, Vec<T> reference) : rounded(high - reference) {
+    const Vec<T> back = rounded - high;
+    lost = (high - (rounded - back)) - (reference + back);
+    lost = rounded < Simd<T>::kLowest ? Vec<T>{} : lost;
+  }
+};
+
 // New: exponentials of these rows, into p and the totals.  Old: what p held before, into the column sums.
-// Exact: high - reference is a number of the type, so the large terms cancel before anything is rounded.
-template <class T, int Rows, bool New, bool Old, bool Keep, bool Exact>
+template <class T, int Rows, bool New, bool Old, bool Keep, Order How>
 inline void run_rows(const Run<T>& run, const RowGroup<T>& rows) {
   constexpr int64_t L = kLanes<T>;
   constexpr int K = Rows < kInterleaved ? Rows : kInterleaved;
@@ -80,8 +100,13 @@ inline void run_rows(const Run<T>& run, const RowGroup<T>& rows) {
       const T* from = run.cost + first * stride + j;
       Vec<T> y[K];
       if constexpr (New) {
-        if constexpr (Exact) {
+        if constexpr (How == Order::kDifferenceFirst) {
           for (int r = 0; r < K; ++r) y[r] = entries(from + r * stride) * slope + (high - rows.reference[first + r]);
+        } else if constexpr (How == Order::kCompensated) {
+          for (int r = 0; r < K; ++r) {
+            const Difference<T> above(high, rows.reference[first + r]);
+            y[r] = (entries(from + r * stride) * slope + above.rounded) + above.lost;
+          }
         } else {
           for (int r = 0; r < K; ++r) y[r] = entries(from + r * stride) * slope + high;
           for (int r = 0; r < K; ++r) y[r] -= rows.reference[first + r];
@@ -107,7 +132,7 @@ inline void run_rows(const Run<T>& run, const RowGroup<T>& rows) {
     for (int r = 0; r < Rows; ++r) rows.total[r] = total[r];
 }
 
-template <class T, bool New, bool Old, bool Keep, bool Exact = false>
+template <class T, bool New, bool Old, bool Keep, Order How = Order::kReferenceLast>
 void run_group(Run<T> run, RowGroup<T> rows, int64_t count) {
   const auto advance = [&](int64_t by) {
     run.cost += by * run.stride;
@@ -118,10 +143,10 @@ void run_group(Run<T> run, RowGroup<T> rows, int64_t count) {
     count -= by;
   };
   if constexpr (kGroup >= 8)
-    for (; count >= 8; advance(8)) run_rows<T, 8, New, Old, Keep, Exact>(run, rows);
-  for (; count >= 4; advance(4)) run_rows<T, 4, New, Old, Keep, Exact>(run, rows);
-  for (; count >= 2; advance(2)) run_rows<T, 2, New, Old, Keep, Exact>(run, rows);
-  if (count) run_rows<T, 1, New, Old, Keep, Exact>(run, rows);
+    for (; count >= 8; advance(8)) run_rows<T, 8, New, Old, Keep, How>(run, rows);
+  for (; count >= 4; advance(4)) run_rows<T, 4, New, Old, Keep, How>(run, rows);
+  for (; count >= 2; advance(2)) run_rows<T, 2, New, Old, Keep, How>(run, rows);
+  if (count) run_rows<T, 1, New, Old, Keep, How>(run, rows);
 }
 
 // The largest x of one row.
@@ -184,7 +209,8 @@ template <class T, bool Columns> class Slab {
     refer(first, rows, reference, tried);
     const bool skipping = fresh().skipped_columns > 0;
     for (int64_t r = 0; r < kTileRows; ++r) sum_[r] = 0;
-    for (int64_t r = 0; r < rows; ++r) reference_[r] = splat(reference[r]);
+    furthest_ = 0;
+    for (int64_t r = 0; r < rows; ++r) take(r, reference[r]);
     if (Columns && pending_) pass<true, true>(first, rows, fresh(), old());
     else pass<true, false>(first, rows, fresh(), old());
     if (skipping && !skipping_held(rows, reference, tried)) {
@@ -313,11 +339,16 @@ template <class T, bool Columns> class Slab {
     return true;
   }
 
+  void take(int64_t r, T reference) {
+    reference_[r] = splat(reference);
+    furthest_ = greater(std::fabs(double(reference)), furthest_);
+  }
+
   // A row whose hint was no good, by its maximum.
   void redo(int64_t first, int64_t r, T* reference) {
     const T* row = cost_ + (first + r) * job_.row_stride;
     reference[r] = row_peak(row, high_, job_.m, units_.inverse);
-    reference_[r] = splat(reference[r]);
+    take(r, reference[r]);
     sum_[r] = 0;
     preview_ = false;
     for (int64_t begin = 0; begin < job_.m; begin += kBlock<T>) {
@@ -332,8 +363,10 @@ template <class T, bool Columns> class Slab {
     Vec<T> total[kTileRows] = {};
     const Run<T> run{cost_ + first * job_.row_stride + begin, job_.row_stride, high_ + begin, weight_ + begin,
                      accum_ + begin, columns, T(-units_.inverse)};
-    run_group<T, New, Old, Columns>(
-        run, {tile_.p + begin * kTileRows + place * kLanes<T>, reference_ + place, scale_ + place, total}, rows);
+    const RowGroup<T> group{tile_.p + begin * kTileRows + place * kLanes<T>, reference_ + place, scale_ + place, total};
+    const bool far = furthest_ > kFar<T> && furthest_ < kTooFar<T>;
+    if (New && far) run_group<T, New, Old, Columns, Order::kCompensated>(run, group, rows);
+    else run_group<T, New, Old, Columns>(run, group, rows);
     if constexpr (New)
       for (int64_t r = 0; r < rows; ++r) sum_[place + r] += double(sum_of<T>(total[r]));
   }
@@ -386,6 +419,7 @@ template <class T, bool Columns> class Slab {
   double sum_[kTileRows];
   Vec<T> reference_[kTileRows];  // of this tile's rows
   Vec<T> scale_[kTileRows];      // of the pending tile's rows
+  double furthest_ = 0;  // of this tile's references, which says whether its exponents are compensated
   int64_t pending_ = 0;  // rows whose exponentials are not yet in the column sums
   int current_ = 0;
   bool preview_ = true;
