@@ -74,7 +74,7 @@ def unbalanced_sinkhorn(cost: Tensor | Cost, a: Tensor | None = None, b: Tensor 
             exact, where the limit is infinite).  With both marginals exact, float32 and eps 1e-3 or less the linear
             solve ends early, with a warning: use float64 there.
         backend: "auto", "native" (C++ on the CPU), "triton" (GPU), "cuda" (one launch a solve on an NVIDIA GPU,
-            float32, up to 8192 columns; not part of "auto") or "reference" (torch, float64 arithmetic).
+            float32, up to 2^24 columns; not part of "auto") or "reference" (torch, float64 arithmetic).
         options: Schedule, acceleration, the backward's tolerance, memory, progress: `SolverOptions`.
 
     Returns:

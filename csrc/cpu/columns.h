@@ -32,7 +32,7 @@ template <class T> inline void column_block(const T* cost, int64_t stride, const
     const auto exponent = [&](int64_t j) {  // x - peak; whatever the peaks, so that masked columns have the same digits
       if (!compensated) return load(x_row + j) - load(peak + j);
       const Difference<T> above(splat(high[r]), load(peak + j));
-      return (entries(r, j) * slope + above.rounded) + above.lost;
+      return multiply_add<T>(entries(r, j), slope, above.rounded) + above.lost;
     };
     int64_t j = 0;
     for (; j + K * L <= columns; j += K * L) {

@@ -90,6 +90,7 @@ template <class T> void split_rows(const Job& job, int64_t index, int) {
   split<T>(job, index, job.log_u, job.n, job.height, job.u_high, job.u_low);
 }
 
+#include "exponents.h"
 #include "rows.h"
 #include "columns.h"
 #include "panel.h"

@@ -1,15 +1,5 @@
 // Blocks of the plan.  Included by kernels.cpp alone, inside its anonymous namespace.
 
-// The two high parts are added without error, so the large numbers cancel before anything is rounded.
-template <class T> inline Vec<T> plan_exponent(Vec<T> cost, Vec<T> slope, Vec<T> u_high, Vec<T> u_low, Vec<T> v_high,
-                                               Vec<T> v_low) {
-  const Vec<T> both = u_high + v_high;
-  const Vec<T> v_part = both - u_high;
-  Vec<T> rest = ((u_high - (both - v_part)) + (v_high - v_part)) + (u_low + v_low);
-  rest = both < Simd<T>::kLowest ? Vec<T>{} : rest;  // -inf - -inf
-  return (cost * slope + both) + rest;
-}
-
 template <class T> inline Vec<T> plan_entries(Vec<T> cost, Vec<T> slope, Vec<T> u_high, Vec<T> u_low, Vec<T> v_high,
                                               Vec<T> v_low) {
   const Vec<T> x = plan_exponent<T>(cost, slope, u_high, u_low, v_high, v_low);

@@ -16,10 +16,6 @@ constexpr int kGroup = UOT_VECTOR_BYTES == 64 ? 8 : 4;  // rows in one pass over
 // sum is kMostSum has the scaling 1 in the unit that the column sums start with, 2^kFirstUnit e^shift.
 constexpr double kHeadroom = 15, kLeastSum = 0x1p-4, kMostSum = 0x1p60, kFirstUnit = -60;
 constexpr int64_t kPreview = 256;
-// References between which roundings of an exponent, 2^-24 (2^-53) of them at most, matter, and are 2 at most: beyond,
-// a maximum, once rounded, may lie far below the true one.
-template <class T> constexpr double kFar = 0x1p-11 * double(int64_t(1) << Simd<T>::kMantissa);
-template <class T> constexpr double kTooFar = 4 * double(int64_t(1) << Simd<T>::kMantissa);
 
 template <class T> T* tile_memory(const Job& job, int worker) {
   return reinterpret_cast<T*>(static_cast<char*>(job.tile) + size_t(worker) * job.tile_bytes);
@@ -61,23 +57,6 @@ template <class T> struct RowGroup {
   Vec<T>* total;
 };
 
-// How x_ij - m_i = high_j - C_ij / eps - m_i is added up.
-enum class Order {
-  kReferenceLast,    // errors of roundings of x_ij, small where m_i is
-  kDifferenceFirst,  // high_j - m_i is a number of the type: the large terms cancel before anything is rounded
-  kCompensated,      // and with what rounding high_j - m_i loses: for rows whose m_i is large, five operations more
-};
-
-// high - reference once rounded, and what that lost; 0 of a column that takes no part.
-template <class T> struct Difference {
-  Vec<T> rounded, lost;
-  Difference(Vec<T> high, Vec<T> reference) : rounded(high - reference) {
-    const Vec<T> back = rounded - high;
-    lost = (high - (rounded - back)) - (reference + back);
-    lost = rounded < Simd<T>::kLowest ? Vec<T>{} : lost;
-  }
-};
-
 // New: exponentials of these rows, into p and the totals.  Old: what p held before, into the column sums.
 template <class T, int Rows, bool New, bool Old, bool Keep, Order How>
 inline void run_rows(const Run<T>& run, const RowGroup<T>& rows) {
@@ -101,11 +80,12 @@ inline void run_rows(const Run<T>& run, const RowGroup<T>& rows) {
       Vec<T> y[K];
       if constexpr (New) {
         if constexpr (How == Order::kDifferenceFirst) {
-          for (int r = 0; r < K; ++r) y[r] = entries(from + r * stride) * slope + (high - rows.reference[first + r]);
+          for (int r = 0; r < K; ++r)
+            y[r] = multiply_add<T>(entries(from + r * stride), slope, high - rows.reference[first + r]);
         } else if constexpr (How == Order::kCompensated) {
           for (int r = 0; r < K; ++r) {
             const Difference<T> above(high, rows.reference[first + r]);
-            y[r] = (entries(from + r * stride) * slope + above.rounded) + above.lost;
+            y[r] = multiply_add<T>(entries(from + r * stride), slope, above.rounded) + above.lost;
           }
         } else {
           for (int r = 0; r < K; ++r) y[r] = entries(from + r * stride) * slope + high;

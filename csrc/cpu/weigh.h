@@ -64,7 +64,7 @@ template <class T> class Weighed {
       for (int64_t k = 0; k < K; ++k) {
         const int64_t i = first + r + k;
         const Vec<T> cost = fetch(cost_ + i * job_.row_stride + j), u_high = splat(u_high_[i]);
-        entry[k] = on_grid_ ? cost * slope_ + (u_high + v_high)
+        entry[k] = on_grid_ ? multiply_add<T>(cost, slope_, u_high + v_high)
                             : plan_exponent<T>(cost, slope_, u_high, splat(u_low_[i]), v_high, v_low);
       }
       exp2_any<T, int(K)>(entry);

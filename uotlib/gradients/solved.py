@@ -49,8 +49,8 @@ class LowRank:
         """From factors of any type and size."""
         if left.shape[2] == 0:
             return cls(left.to(dtype), right.to(dtype), left.new_ones(len(left), dtype=torch.float64))
-        by_left, by_right = (factor.abs().amax(1).double().clamp_min(torch.finfo(factor.dtype).tiny)
-                             for factor in (left, right))  # (B, k); 1 over less would overflow
+        by_left, by_right = (torch.maximum(factor.amax(1), -factor.amin(1)).double().clamp_min(
+            torch.finfo(factor.dtype).tiny) for factor in (left, right))  # (B, k); 1 over less would overflow
         scale = (by_left * by_right).amax(1)
         scale = torch.where(scale > 0, scale, 1.0)
         return cls((left * (by_right / scale[:, None])[:, None].to(left.dtype)).to(dtype),
