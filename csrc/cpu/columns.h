@@ -21,9 +21,9 @@ template <class T> inline void column_block(const T* cost, int64_t stride, const
       store(x + r * kTileBlock<T> + j, value);
       top = larger<T>(value, top);
     }
-    const Vec<T> size = top < 0 ? -top : top;
-    furthest = larger<T>(size < -Simd<T>::kLowest ? size : Vec<T>{}, furthest);
     store(peak + j, top);
+    const Vec<T> seen = j + L <= columns ? top : load_some(peak + j, columns - j), size = seen < 0 ? -seen : seen;
+    furthest = larger<T>(size < -Simd<T>::kLowest ? size : Vec<T>{}, furthest);
     store(sum + j, load(sum + j) * exp2_of<T>(old - top));
   }
   const bool compensated = double(max_of<T>(furthest)) < kTooFar<T>;
