@@ -277,7 +277,7 @@ def test_calls_from_several_threads(threads):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_works_after_fork(threads):
-    """The child has none of the pool's threads: it must make its own, not wait for them."""
+    """The child has none of the threads, be they torch's: it must make its own, not wait for them."""
     threads(2)
     inputs = Inputs(1, 300, 400, torch.float32)
     expected = inputs.row_lse(NATIVE)
@@ -285,10 +285,27 @@ def test_works_after_fork(threads):
     if child == 0:
         status = 1
         try:
-            status = 0 if torch.equal(inputs.row_lse(NATIVE), expected) else 2
+            status = 3 if extension.shares_threads() else 0 if torch.equal(inputs.row_lse(NATIVE), expected) else 2
         finally:
             os._exit(status)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+THREADS_OF_A_SOLVE = """
+import os, torch, uotlib
+torch.set_num_threads(2)
+cost = torch.rand(900, 900)
+before = [len(os.listdir("/proc/self/task")), cost.exp().sum(), len(os.listdir("/proc/self/task"))]
+uotlib.unbalanced_sinkhorn(cost, reg=0.01, reg_m=1.0, backend="native")
+print(before[0] < before[2] == len(os.listdir("/proc/self/task")))
+"""
+
+
+@pytest.mark.skipif(extension is None or not extension.shares_threads(), reason="torch has no OpenMP threads to share")
+def test_works_on_the_threads_of_torch():
+    """Its operations leave theirs awake for a while: others would share the cores with them."""
+    run = subprocess.run([sys.executable, "-c", THREADS_OF_A_SOLVE], capture_output=True, text=True, check=True)
+    assert run.stdout.split() == ["True"]
 
 
 def test_floating_point_state_is_left_alone():

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from .._extension import extension, missing
-from ..process import on_threads
 from . import native_solve
 from .base import Backend
 
@@ -268,10 +267,9 @@ def _panels(right: Tensor) -> Tensor:
     panels = right.new_zeros if m % wide else right.new_empty
     laid = panels(count, -(-m // wide), rank, wide)
     whole = m // wide * wide
-    with on_threads(1):
-        laid[:, : m // wide] = right[:, :whole].unflatten(1, (m // wide, wide)).mT
-        if whole < m:
-            laid[:, -1, :, : m - whole] = right[:, whole:].mT
+    laid[:, : m // wide] = right[:, :whole].unflatten(1, (m // wide, wide)).mT
+    if whole < m:
+        laid[:, -1, :, : m - whole] = right[:, whole:].mT
     return laid
 
 
