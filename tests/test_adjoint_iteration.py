@@ -131,6 +131,36 @@ def test_start_takes_a_known_part_of_the_error_away(native, monkeypatch):
     assert float(residual.max()) <= 1e-5
 
 
+@pytest.mark.parametrize("reg", [1e-3, 1e-2])
+def test_steps_leave_out_what_the_start_took_away(reg, monkeypatch):
+    """Conjugate to the root, a tenth fewer of them lead to the same answer: the slowest direction is not theirs."""
+    generator = torch.Generator().manual_seed(5)
+    x, y = torch.rand(2, 300, 2, generator=generator, dtype=torch.float64)
+    solution = uotlib.unbalanced_sinkhorn(torch.cdist(x, y).square().requires_grad_(), reg=reg, reg_m=1.0, tol=1e-8,
+                                          max_iter=20000, backend="native")
+    v = torch.randn(300, 3, generator=generator, dtype=torch.float64)
+    steps, starts = [], []
+    product, start = adjoint._schur_product, Scaled.start
+    monkeypatch.setattr(adjoint, "_schur_product", lambda *given: steps.append(1) or product(*given))
+    monkeypatch.setattr(Scaled, "start", lambda *given: starts.append(start(*given)) or starts[0])
+    system, rhs, *_ = captured(monkeypatch, solution, solution.apply(v).square().sum())
+    answers, counts = [], []
+    for begin in (starts[0], nothing(rhs)):
+        steps.clear()
+        answers.append(adjoint._iterate(system, rhs, begin, 1e-6, 1000, 1)[0])
+        counts.append(len(steps))
+    assert counts[0] <= 0.9 * counts[1]
+    torch.testing.assert_close(*answers, rtol=0, atol=1e-3 * float(answers[1].abs().max()))
+
+
+@pytest.mark.parametrize(("reg", "before"), [(1.0, True), (1e-3, False)])
+def test_diagonal_that_preconditions(reg, before, monkeypatch):
+    """That from before the rows are eliminated where they hardly move it, else that of the Schur complement."""
+    system, *_ = system_of(monkeypatch, reg=reg)
+    expected = system.col_diagonal if before else dense_schur(system).diagonal(dim1=1, dim2=2)
+    torch.testing.assert_close(system.preconditioner, expected.detach(), rtol=1e-9, atol=0)
+
+
 @pytest.mark.parametrize(("reg", "reg_m"), [(1e-2, 1e5), (1e-1, 1e6)])
 def test_start_does_not_magnify_rounding(reg, reg_m):
     """A loss of averages has no part along the root: what rounding leaves of it would be divided by eps / tau."""

@@ -64,10 +64,12 @@ class System {
       weight_[j] = diagonal_[j] * root[j];
     }
     const double norm = std::max(dot(null_, weight_, length_), std::numeric_limits<double>::min());
-    rate_ = task_.along[index] > 0 ? 0.0 : 1 / norm;
+    const bool exact = !(task_.along[index] > 0);
+    rate_ = exact ? 1 / norm : 0.0;
     residual_.assign(task_.rhs + index * m_, m_, 0.0);
     precondition();
     first_ = size_;
+    rate_ = exact || task_.start[index] != 0 ? 1 / norm : 0.0;
     start(task_.start[index]);
     for (int64_t j = 0; j < length_; ++j) p_[j] = z_[j];
     running_ = size_ > task_.tol * task_.tol * first_;
@@ -112,14 +114,20 @@ class System {
     precondition();
   }
 
-  // The residual without what nothing can change (both marginals exact), z, and the square of its norm.
+  // The residual, z, and the square of its norm; without the root's part where the start has taken that away, or where
+  // nothing can (both marginals exact).
   void precondition() {
-    if (rate_ > 0) {
-      const double along = rate_ * dot(null_, residual_, length_);
-      for (int64_t j = 0; j < m_; ++j) residual_[j] -= along * weight_[j];
-    }
+    remove(rate_, null_, residual_, weight_);
     for (int64_t j = 0; j < m_; ++j) z_[j] = inverse_[j] * residual_[j];
+    remove(rate_, weight_, z_, null_);
     size_ = dot(residual_, z_, length_);
+  }
+
+  // From a vector, `rate` <along, vector> times another.
+  void remove(double rate, const Array& along, Array& vector, const Array& other) {
+    if (rate == 0) return;
+    const double part = rate * dot(along, vector, length_);
+    for (int64_t j = 0; j < m_; ++j) vector[j] -= part * other[j];
   }
 
   // (column diagonal - N' N / row diagonal) p, and <p, that>; through_ is N p over scale_.

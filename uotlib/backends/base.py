@@ -265,7 +265,8 @@ class Backend(ABC):
         """All of `uotlib.gradients.adjoint`'s iteration for a cost in memory, where the backend has it; else None.
 
         Args:
-            start: Multiple of ``system.root_c`` that it starts from, (B,).
+            start: Multiple of ``system.root_c`` that it starts from, (B,): what takes the residual's part along it
+                away, which the steps leave alone then; 0 leaves it to them.
 
         Returns:
             The solution (B, m), its relative residual (B,), and N times the solution, (B, n).

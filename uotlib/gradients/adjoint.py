@@ -12,13 +12,15 @@ makes the system symmetric and definite wherever the solver stopped),
 
 is solved for :math:`\hat l = \sqrt r\,l` and :math:`\hat u = \sqrt c\,u`, whose matrix
 :math:`N_{ij} = T_{ij}/\sqrt{r_i c_j}` has no entry above 1, however small the masses.  Rows are eliminated, and
-conjugate gradients run on the columns, preconditioned by their diagonal.  N turns :math:`\sqrt c` into :math:`\sqrt r`
+conjugate gradients run on the columns, preconditioned by a diagonal.  N turns :math:`\sqrt c` into :math:`\sqrt r`
 and back, so that what the Schur complement makes of :math:`\sqrt c` is known: the start takes that part of the error
-away, which is the slowest to go (its eigenvalue is about :math:`\varepsilon/\tau_a + \varepsilon/\tau_b`).
+away, which is the slowest to go (its eigenvalue is about :math:`\varepsilon/\tau_a + \varepsilon/\tau_b`), and the
+steps are kept conjugate to it (deflation), without a pass.
 
 Source: implicit differentiation of transport as in Cuturi et al. 2020, *Supervised quantile normalization for low-rank
 matrix approximation*, and Blondel et al. 2022, *Efficient and modular implicit differentiation*, section 2; elimination
-of the rows as in Newton's method on the dual.
+of the rows as in Newton's method on the dual; deflation as in Saad et al. 2000, *A deflated version of the conjugate
+gradient algorithm*.
 """
 
 from __future__ import annotations
@@ -38,6 +40,8 @@ from .solved import LowRank, Solved, low_rank_sums, matmul
 
 #: Least diagonal of the preconditioner, relative to that of the system before the rows are eliminated.
 LEAST_DIAGONAL = 1e-6
+#: Part of the diagonal, in the mean over the columns, up to which that before the elimination preconditions better.
+MOVED_LITTLE = 0.1
 #: Roundings of its terms that a component is to exceed for the start to follow it.
 START_ROUNDINGS = 256.0
 #: Iterations between looks at the residual where each one waits for the device.
@@ -53,7 +57,8 @@ class Scaled:
         root_r, root_c: Square roots of the marginals, 0 for a point that takes no part.
         row_diagonal, col_diagonal: (1 + eps/tau) times the sums of N's plan over the marginals, which rounding moves
             from 1: taken from the very entries that the products use, they keep the system definite.
-        preconditioner: Diagonal of the Schur complement, (B, m).
+        preconditioner: Diagonal of the Schur complement, (B, m), or, where eliminating rows moved it little, that from
+            before: of this ``root_c`` is an eigenvector.
         empty: Blocks of N that the backend found to be negligible, `Backend.adjoint_blocks`.
     """
 
@@ -126,7 +131,10 @@ class Scaled:
                     problem.reg, sums, entries, self.empty)
         self.col_diagonal = near_one(sums[:, 0], root_c) * col_ratio[:, None]
         least = (self.col_diagonal - 1 / row_ratio[:, None]).clamp_min(LEAST_DIAGONAL)
-        self.preconditioner = torch.maximum(self.col_diagonal - sums[:, 2], least)
+        diagonal = torch.maximum(self.col_diagonal - sums[:, 2], least)
+        some = root_c > 0
+        moved = torch.where(some, 1 - diagonal / self.col_diagonal, 0.0).sum(1) / some.sum(1).clamp_min(1)
+        self.preconditioner = torch.where((moved < MOVED_LITTLE)[:, None], self.col_diagonal, diagonal)
         return col_side - sums[:, 1]
 
     def blocks(self, items: Tensor | None = None) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
@@ -207,17 +215,17 @@ def _iterate(system: Scaled, rhs: Tensor, start: Tensor, tol: float, max_iter: i
     null, weight = system.root_c, system.col_diagonal * system.root_c
     norm = (null * weight).sum(1).clamp_min(torch.finfo(null.dtype).tiny)
     along = system.along
-    rate = torch.where(along > 0, 0.0, 1 / norm)
 
-    def without_null(residual: Tensor) -> Tensor:
-        """Both marginals exact: nothing can change the sum of the equations."""
-        return residual - (rate * (null * residual).sum(1))[:, None] * weight
+    def without(vector: Tensor, along: Tensor, other: Tensor) -> Tensor:
+        return vector - (rate * (along * vector).sum(1))[:, None] * other
 
     answer, left = torch.zeros_like(rhs), torch.zeros_like(system.solved.problem.reg)
-    residual = without_null(rhs)
+    rate = torch.where(along > 0, 0.0, 1 / norm)  # both marginals exact: nothing can change the sum of the equations
+    residual = without(rhs, null, weight)
     first = (inverse * residual.square()).sum(1)
-    x, residual = start[:, None] * null, without_null(residual - (start * along)[:, None] * weight)
-    z = inverse * residual
+    rate = torch.where((along > 0) & (start == 0), 0.0, 1 / norm)
+    x, residual = start[:, None] * null, without(residual - (start * along)[:, None] * weight, null, weight)
+    z = without(inverse * residual, weight, null)
     p, size = z, (residual * z).sum(1)
     running = size > tol**2 * first
     for step in range(max_iter):
@@ -236,8 +244,8 @@ def _iterate(system: Scaled, rhs: Tensor, start: Tensor, tol: float, max_iter: i
         curvature = (p * product).sum(1)
         length = torch.where(running & (curvature > 0), size / curvature, 0.0)
         x = x + length[:, None] * p
-        residual = without_null(residual - length[:, None] * product)
-        z = inverse * residual
+        residual = without(residual - length[:, None] * product, null, weight)
+        z = without(inverse * residual, weight, null)
         before, size = size, (residual * z).sum(1)
         p = z + (size / torch.where(before > 0, before, 1.0))[:, None] * p
         running = running & (curvature > 0) & (size > tol**2 * first)
