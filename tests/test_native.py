@@ -292,20 +292,28 @@ def test_works_after_fork(threads):
 
 
 THREADS_OF_A_SOLVE = """
-import os, torch, uotlib
-torch.set_num_threads(2)
-cost = torch.rand(900, 900)
-before = [len(os.listdir("/proc/self/task")), cost.exp().sum(), len(os.listdir("/proc/self/task"))]
-uotlib.unbalanced_sinkhorn(cost, reg=0.01, reg_m=1.0, backend="native")
-print(before[0] < before[2] == len(os.listdir("/proc/self/task")))
+import os, sys, torch, uotlib
+torch.set_num_threads(int(sys.argv[1]))
+alone, cost = len(os.listdir("/proc/self/task")), torch.rand(1000, 1000)
+cost.exp().sum()
+torch_threads = set(os.listdir("/proc/self/task"))
+n = int(sys.argv[2])
+uotlib.unbalanced_sinkhorn(cost[:n, :n], reg=0.01, reg_m=1.0, backend="native", max_iter=9, tol=0)
+after = set(os.listdir("/proc/self/task"))
+print(len(torch_threads) > alone, torch_threads <= after, len(after - torch_threads))
 """
 
 
 @pytest.mark.skipif(extension is None or not extension.shares_threads(), reason="torch has no OpenMP threads to share")
-def test_works_on_the_threads_of_torch():
-    """Its operations leave theirs awake for a while: others would share the cores with them."""
-    run = subprocess.run([sys.executable, "-c", THREADS_OF_A_SOLVE], capture_output=True, text=True, check=True)
-    assert run.stdout.split() == ["True"]
+@pytest.mark.parametrize(("count", "n", "more"), [(2, 1000, 0), (4, 1000, 0), (4, 400, 3)])
+def test_works_on_the_threads_of_torch(count, n, more):
+    """Its operations leave theirs awake for a while: others would share the cores with them.  Of a problem that is work
+    for a part of them, none is ended: it gets threads of its own."""
+    run = subprocess.run([sys.executable, "-c", THREADS_OF_A_SOLVE, str(count), str(n)], capture_output=True, text=True,
+                         check=True)
+    started, kept, found = run.stdout.split()
+    assert started == kept == "True"
+    assert (int(found) == 0) if more == 0 else (0 < int(found) <= more)
 
 
 def test_floating_point_state_is_left_alone():

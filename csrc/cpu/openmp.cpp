@@ -8,20 +8,23 @@
 namespace uot {
 namespace {
 
-// What compilers make of `omp parallel`, under one name in GNU's, LLVM's and Intel's runtime.
-using Parallel = void (*)(void (*work)(void*), void* data, unsigned threads, unsigned flags);
+// What compilers make of `omp parallel`, under one name in GNU's, LLVM's and Intel's runtime; and what sets its size.
+struct Runtime {
+  void (*parallel)(void (*work)(void*), void* data, unsigned threads, unsigned flags);
+  int (*max_threads)();
+};
 
-// Of the runtime that torch is linked with, whichever that is: linking one here could bring a second into the process.
-Parallel torch_parallel() {
+// That which torch is linked with, whichever it is: linking one here could bring a second into the process.
+Runtime runtime_of_torch() {
+  Runtime found{};
 #if defined(__linux__)
   void* torch = dlopen("libtorch_cpu.so", RTLD_LAZY | RTLD_NOLOAD);
-  if (!torch) return nullptr;
-  const auto found = reinterpret_cast<Parallel>(dlsym(torch, "GOMP_parallel"));
+  if (!torch) return found;
+  found.parallel = reinterpret_cast<decltype(found.parallel)>(dlsym(torch, "GOMP_parallel"));
+  found.max_threads = reinterpret_cast<decltype(found.max_threads)>(dlsym(torch, "omp_get_max_threads"));
   dlclose(torch);  // still loaded, for whoever loaded it
-  return found;
-#else
-  return nullptr;
 #endif
+  return found;
 }
 
 // A child of fork() has none of these threads, and GNU's runtime would wait for them.
@@ -30,19 +33,19 @@ bool forked = false;
 const int registered = pthread_atfork(nullptr, nullptr, [] { forked = true; });
 #endif
 
-Parallel parallel() {
-  static const Parallel found = torch_parallel();
-  return forked ? nullptr : found;
+const Runtime& runtime() {
+  static const Runtime found = runtime_of_torch();
+  return found;
 }
 
 }  // namespace
 
 bool on_openmp_threads(void (*work)(void*), void* data, int threads) {
-  const Parallel run = parallel();
-  if (run) run(work, data, unsigned(threads), 0);
-  return run != nullptr;
+  if (!has_openmp_threads() || runtime().max_threads() != threads) return false;
+  runtime().parallel(work, data, unsigned(threads), 0);
+  return true;
 }
 
-bool has_openmp_threads() { return parallel() != nullptr; }
+bool has_openmp_threads() { return !forked && runtime().parallel && runtime().max_threads; }
 
 }  // namespace uot
