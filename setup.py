@@ -147,7 +147,7 @@ def ninja_file(cxx: str, nvcc: str | None, build: Path, target: Path) -> str:
     # nvcc as the linker knows where its static runtime is; that runtime needs rt, dl and pthread, and no driver.
     nvcc_command = f"{quoted(nvcc or '')} -ccbin {quoted(host_compiler(cxx))} {gencode}"
     link = (f"{nvcc_command} -shared -cudart static $in -o $out -lrt -ldl -lpthread" if archs
-            else f"{cxx} {shared} $in -o $out{' -ldl' if sys.platform == 'linux' else ''}")
+            else f"{cxx} {shared} $in -o $out")
     rules = f"""\
 ninja_required_version = 1.5
 rule cxx

@@ -9,7 +9,6 @@
 
 #include "cpu/conjugate.h"
 #include "cpu/flush.h"
-#include "cpu/openmp.h"
 #include "cpu/operations.h"
 #include "cpu/pages.h"
 #include "cuda/device.h"
@@ -217,7 +216,6 @@ PYBIND11_MODULE(_C, module) {
   module.attr("compiler") = UOT_COMPILER;
   module.attr("cuda_archs") = UOT_CUDA_ARCHS;
   module.def("simd_level", &uot::simd_level);
-  module.def("shares_threads", &uot::has_openmp_threads);
   module.def("cuda_device", &uot::cuda_device_report);
 
   py::class_<Cost>(module, "Cost")

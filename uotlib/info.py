@@ -47,8 +47,7 @@ def _version(package: str) -> str:
 def _extension_lines() -> list[tuple[str, str]]:
     if extension is None:
         return [("extension", str(missing))]
-    return [("extension", f"compiled by {extension.compiler}, runs {extension.simd_level()} here, on "
-             f"{'the threads of torch' if extension.shares_threads() else 'threads of its own'}"),
+    return [("extension", f"compiled by {extension.compiler}, runs {extension.simd_level()} here"),
             ("extension CUDA", f"{extension.cuda_archs or 'no architectures'}: {extension.cuda_device()}")]
 
 

@@ -9,7 +9,6 @@
 #include <thread>
 
 #include "flush.h"
-#include "openmp.h"
 
 namespace uot {
 namespace {
@@ -25,9 +24,6 @@ inline void relax() {
 class Run {
  public:
   Run(const Job& job, const PhaseList& list) : job_(job), phases_(list.phases), count_(list.count) {}
-
-  // As one thread more.
-  void join() { work(joined_.fetch_add(1, std::memory_order_relaxed)); }
 
   void work(int worker) {
     const FlushDenormals flush;
@@ -48,10 +44,8 @@ class Run {
   const Phase* phases_;
   int count_;
   std::atomic<int64_t> next_[PhaseList::kMost] = {}, done_[PhaseList::kMost] = {};
-  std::atomic<int> joined_{0};
 };
 
-// Threads of our own, where torch's cannot be used.
 class Pool {
  public:
   // False, and nothing done, where another thread is using the pool.
@@ -130,9 +124,7 @@ void run_phases(const Job& job, const PhaseList& list, int threads) {
   int64_t widest = 0;
   for (int k = 0; k < list.count; ++k) widest = list.phases[k].units > widest ? list.phases[k].units : widest;
   if (threads > widest) threads = int(widest);
-  if (threads <= 1) return run.work(0);
-  if (on_openmp_threads([](void* data) { static_cast<Run*>(data)->join(); }, &run, threads)) return;
-  if (!pool.load()->run(run, threads)) run.work(0);
+  if (threads <= 1 || !pool.load()->run(run, threads)) run.work(0);
 }
 
 }  // namespace uot

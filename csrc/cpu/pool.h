@@ -1,4 +1,4 @@
-// Fork-join over phases of independent units of work, on torch's threads where there are any, else on our own.
+// Fork-join over phases of independent units of work, on threads of our own.
 #pragma once
 
 #include <cstdint>

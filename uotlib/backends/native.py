@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .._extension import extension, missing
+from ..process import on_threads
 from . import native_solve
 from .base import Backend
 
@@ -267,9 +268,10 @@ def _panels(right: Tensor) -> Tensor:
     panels = right.new_zeros if m % wide else right.new_empty
     laid = panels(count, -(-m // wide), rank, wide)
     whole = m // wide * wide
-    laid[:, : m // wide] = right[:, :whole].unflatten(1, (m // wide, wide)).mT
-    if whole < m:
-        laid[:, -1, :, : m - whole] = right[:, whole:].mT
+    with on_threads(1):
+        laid[:, : m // wide] = right[:, :whole].unflatten(1, (m // wide, wide)).mT
+        if whole < m:
+            laid[:, -1, :, : m - whole] = right[:, whole:].mT
     return laid
 
 

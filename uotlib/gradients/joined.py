@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..process import on_threads
 from .potentials import potential_gradients
 from .products import Weight, operand_gradient, product, weight_of
 from .solved import COST, Solved
@@ -33,7 +34,9 @@ def potentials_and_product_gradients(solved: Solved, grad_f: Tensor, grad_g: Ten
                                      needs: Sequence[bool]) -> list[Tensor | None]:
     """Gradients to the inputs and to v, from those to f, g and the product; the last arguments are the product's."""
     *needs, needs_v = needs
-    if not solved.kernel.backend.asynchronous and not bool(grad.any()):  # a loss of the potentials alone
+    with on_threads(1):
+        idle = not solved.kernel.backend.asynchronous and not bool(grad.any())
+    if idle:  # a loss of the potentials alone
         return [*potential_gradients(solved, grad_f, grad_g, needs), torch.zeros_like(v) if needs_v else None]
     weight = weight_of(solved, grad, v, answer, sums, side, normalised)
     carried = any(needs[COST:]) and not needs[2] and _cheaply(solved, weight) and _even(solved)

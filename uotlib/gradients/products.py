@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ..process import on_threads
 from . import streamed
 from .solved import COST, ByCost, LowRank, Solved, normalising, plan_gradients
 
@@ -27,8 +28,9 @@ def product(solved: Solved, v: Tensor, side: int, normalised: bool) -> tuple[Ten
         Y, and the sums that it was divided by, (B, points of that side); 1 for a plain product.
     """
     kernel = solved.kernel
-    operand = torch.cat([v, v.new_ones(*v.shape[:2], 1)], 2) if normalised else v  # sums are one more column
-    answer = v.new_zeros(len(v), kernel.m if side else kernel.n, operand.shape[2])
+    with on_threads(1):
+        operand = torch.cat([v, v.new_ones(*v.shape[:2], 1)], 2) if normalised else v  # sums are one more column
+        answer = v.new_zeros(len(v), kernel.m if side else kernel.n, operand.shape[2])
     _multiply(solved, *_scalings(solved, side, normalised), operand, side, answer)
     if not normalised:
         return answer, v.new_ones(answer.shape[:2])
@@ -52,8 +54,9 @@ def product_gradients(solved: Solved, grad: Tensor, v: Tensor, answer: Tensor, s
 
 def operand_gradient(solved: Solved, grad: Tensor, v: Tensor, sums: Tensor, side: int, normalised: bool) -> Tensor:
     """M' D, or M D for ``side`` 1."""
-    to_v = torch.zeros_like(v)
-    _multiply(solved, *_scalings(solved, side, normalised), grad / sums[:, :, None], 1 - side, to_v)
+    with on_threads(1):
+        to_v, operand = torch.zeros_like(v), grad / sums[:, :, None]
+    _multiply(solved, *_scalings(solved, side, normalised), operand, 1 - side, to_v)
     return to_v
 
 
@@ -75,10 +78,11 @@ def weight_of(solved: Solved, grad: Tensor, v: Tensor, answer: Tensor, sums: Ten
               normalised: bool) -> Weight:
     """Of what `product_gradients` gets."""
     own, other = grad, v
-    if normalised:  # <D, Y> is one more column
-        own = torch.cat([grad, -(grad * answer).sum(2, keepdim=True)], 2) / sums[:, :, None]
-        other = torch.cat([v, v.new_ones(*v.shape[:2], 1)], 2)
-    weigh = LowRank.of(*((own, other) if side == 0 else (other, own)), solved.kernel.dtype)
+    with on_threads(1):
+        if normalised:  # <D, Y> is one more column
+            own = torch.cat([grad, -(grad * answer).sum(2, keepdim=True)], 2) / sums[:, :, None]
+            other = torch.cat([v, v.new_ones(*v.shape[:2], 1)], 2)
+        weigh = LowRank.of(*((own, other) if side == 0 else (other, own)), solved.kernel.dtype)
     return Weight(*_scalings(solved, side, normalised), weigh, rows=not (normalised and side == 0),
                   cols=not (normalised and side == 1))
 
